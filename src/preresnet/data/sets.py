@@ -1,0 +1,96 @@
+"""Which images does a data set hold, and how are some of them held out?"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from preresnet.data import cifar, digits
+from preresnet.recipe import DataSpec
+
+# classes, channels; known without reading a file, so that a network can be built before the data are there
+SHAPES: dict[str, tuple[int, int]] = {"digits": (10, 1), "cifar10": (10, 3), "cifar100": (100, 3)}
+
+HOLDOUT_SEED = 2016  # one split for all runs, so that their held-out errors can be compared
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images with their labels.
+
+    Args:
+        pixels: (n, h, w, c) uint8.
+        labels: (n,) int64.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> "Images":
+        """The same images on a device."""
+        return Images(self.pixels.to(device), self.labels.to(device))
+
+    def take(self, index: Tensor) -> "Images":
+        """Some of the images, in the order of ``index`` (m,) int64."""
+        return Images(self.pixels[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A data set as training sees it.
+
+    Args:
+        classes: names, by label.
+        train: images to train on.
+        evaluation: images that errors are measured on.
+        split: what ``evaluation`` is: ``test``, or ``holdout`` for held-out training images.
+    """
+
+    classes: tuple[str, ...]
+    train: Images
+    evaluation: Images
+    split: str
+
+
+def load(spec: DataSpec, root: Path | None) -> ImageSet:
+    """Read a data set, padded to ``spec.image_size``, with ``spec.holdout`` applied.
+
+    Args:
+        spec: which set, and how many training images to hold out.
+        root: folder that holds the official files; None downloads them (CIFAR only; digits need no file).
+
+    Raises:
+        ValueError: a file is missing, truncated or altered (it is named); the images are larger than the network's
+            input; more images are held out than there are.
+    """
+    if spec.name == "digits":
+        classes, train, test = digits.read()
+    else:
+        classes, train, test = cifar.read(spec.name, root)
+    training, testing = (Images(_pad(pixels, spec.image_size), labels) for pixels, labels in (train, test))
+    if spec.holdout == 0:
+        return ImageSet(classes, training, testing, "test")
+    if spec.holdout >= len(training):
+        raise ValueError(
+            f"holdout={spec.holdout}, but {spec.name} has {len(training)} training images; hold out fewer"
+        )
+    order = torch.randperm(len(training), generator=torch.Generator().manual_seed(HOLDOUT_SEED))
+    kept, held = order[spec.holdout :], order[: spec.holdout]
+    return ImageSet(classes, training.take(kept), training.take(held), "holdout")
+
+
+def _pad(pixels: Tensor, size: int) -> Tensor:
+    """(n, h, w, c) -> (n, size, size, c), centred on zeros."""
+    n, height, width, channels = pixels.shape
+    if height > size or width > size:
+        raise ValueError(f"images of {height}x{width} do not fit image_size={size}; give {max(height, width)} or more")
+    if (height, width) == (size, size):
+        return pixels
+    padded = torch.zeros(n, size, size, channels, dtype=torch.uint8)
+    top, left = (size - height) // 2, (size - width) // 2
+    padded[:, top : top + height, left : left + width] = pixels
+    return padded

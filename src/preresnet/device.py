@@ -1,0 +1,72 @@
+"""Which device computes, in which precision, and what is it called?"""
+
+import os
+import platform
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from preresnet.recipe import Precision
+
+
+def choose(name: str) -> torch.device:
+    """The device that a name stands for; ``auto`` is a GPU where there is one.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty((), device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises AssertionError where it was built without CUDA
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"no device {name!r} here ({reason}); use auto, cpu, cuda or cuda:N") from None
+    return device
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 natively: AVX512-BF16 or AMX on a CPU, Ampere or later on CUDA."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    if hasattr(torch.cpu, "get_capabilities"):
+        found = torch.cpu.get_capabilities()
+        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def resolve(precision: Precision, device: torch.device) -> Precision:
+    """``auto`` as what it means on a device."""
+    if precision == "auto":
+        return "bfloat16" if computes_bfloat16(device) else "float32"
+    return precision
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
+    """The context in which a forward pass runs."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def place(model: nn.Module, device: torch.device) -> nn.Module:
+    """Move a model to a device, its weights in channels_last: the layout in which convolutions are fastest."""
+    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """(n, c, h, w) -> the same, stored with channels innermost."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def describe(device: torch.device) -> str:
+    """The hardware in words, for records."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as lines:
+            name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {torch.get_num_threads()} threads"

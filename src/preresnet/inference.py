@@ -1,0 +1,129 @@
+"""How good is a network, counted exactly, and what does it say of an image?"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from preresnet.device import autocast
+from preresnet.recipe import Precision
+
+CALIBRATION_BINS = 15  # Guo et al., 2017
+
+
+@torch.no_grad()
+def logits(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision
+) -> tuple[Tensor, Tensor]:
+    """What a network in evaluation mode answers to every image; the model's mode is restored.
+
+    Returns:
+        (n, num_classes) float32 and (n,) int64 labels, on the CPU.
+    """
+    training = model.training
+    model.eval()
+    try:
+        outputs, labels = [], []
+        for x, y in batches:
+            with autocast(x.device, precision):
+                outputs.append(model(x).float().cpu())
+            labels.append(y.cpu())
+    finally:
+        model.train(training)
+    return torch.cat(outputs), torch.cat(labels)
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Exact counts over a set of images.
+
+    Args:
+        num_images: images that were evaluated, each once.
+        num_wrong: of them, those whose highest logit is not the label.
+        loss: mean cross-entropy, nats.
+    """
+
+    num_images: int
+    num_wrong: int
+    loss: float
+
+    @property
+    def error_pct(self) -> float:
+        """Share of wrong answers, per cent."""
+        return 100 * self.num_wrong / self.num_images
+
+
+def count_errors(output: Tensor, labels: Tensor) -> Errors:
+    """Count wrong answers: (n, num_classes) and (n,) -> Errors."""
+    wrong = int((output.argmax(1) != labels).sum())
+    return Errors(len(labels), wrong, float(F.cross_entropy(output.double(), labels)))
+
+
+def full_report(output: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+    """Errors, a table by class, the confusion matrix and calibration, as plain data.
+
+    Args:
+        output: (n, num_classes) logits.
+        labels: (n,) int64.
+        classes: names by label.
+
+    Returns:
+        ``error_pct``, ``num_images``, ``num_wrong``, ``loss``, ``classes`` (name, images, wrong, error_pct, precision_pct),
+        ``confusion`` (rows: true class, columns: answer), ``calibration`` (``ece_pct`` and bins of confidence).
+    """
+    from sklearn.metrics import confusion_matrix, precision_score
+
+    errors = count_errors(output, labels)
+    truth, answer = labels.numpy(), output.argmax(1).numpy()
+    every = np.arange(len(classes))
+    confusion = confusion_matrix(truth, answer, labels=every)
+    precision = precision_score(truth, answer, labels=every, average=None, zero_division=np.nan)
+    table = []
+    for label, name in enumerate(classes):
+        images, right = int(confusion[label].sum()), int(confusion[label, label])
+        table.append(
+            {
+                "name": name,
+                "num_images": images,
+                "num_wrong": images - right,
+                "error_pct": 100 * (images - right) / images if images else None,
+                "precision_pct": None if np.isnan(precision[label]) else 100 * float(precision[label]),
+            }
+        )
+    return {
+        "error_pct": errors.error_pct,
+        "num_images": errors.num_images,
+        "num_wrong": errors.num_wrong,
+        "loss": errors.loss,
+        "classes": table,
+        "confusion": confusion.tolist(),
+        "calibration": _calibration(output, labels),
+    }
+
+
+def _calibration(output: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Expected calibration error of the top answer (Guo et al., 2017): per cent, with the bins behind it."""
+    confidence, answer = output.double().softmax(1).max(1)
+    right = (answer == labels).double().numpy()
+    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
+    place = np.clip(np.digitize(confidence.numpy(), edges[1:-1], right=True), 0, CALIBRATION_BINS - 1)
+    counts = np.bincount(place, minlength=CALIBRATION_BINS)
+    mean_confidence = np.bincount(place, confidence.numpy(), CALIBRATION_BINS) / np.maximum(counts, 1)
+    share_right = np.bincount(place, right, CALIBRATION_BINS) / np.maximum(counts, 1)
+    bins = [
+        {
+            "from": float(edges[b]),
+            "to": float(edges[b + 1]),
+            "num_images": int(counts[b]),
+            "confidence_pct": 100 * float(mean_confidence[b]),
+            "accuracy_pct": 100 * float(share_right[b]),
+        }
+        for b in range(CALIBRATION_BINS)
+        if counts[b]
+    ]
+    gap = np.abs(mean_confidence - share_right)
+    return {"ece_pct": 100 * float((gap * counts).sum() / counts.sum()), "bins": bins}

@@ -1,0 +1,1 @@
+"""The network family in PyTorch: one residual unit that interprets a specification."""

@@ -1,0 +1,189 @@
+"""How are shortcut and residual joined (Fig. 2), and what carries a shortcut across a change of dimension?"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from preresnet import spec
+from preresnet.model.preactivation import activation
+from preresnet.spec import Dialect, UnitShape
+
+
+def conv(in_width: int, width: int, kernel: int, stride: int = 1, *, bias: bool = False) -> nn.Conv2d:
+    """A convolution padded so that stride alone decides the output size: (h, w) -> (ceil(h/s), ceil(w/s))."""
+    return nn.Conv2d(in_width, width, kernel, stride=stride, padding=kernel // 2, bias=bias)
+
+
+class ZeroPad(nn.Module):
+    """Subsampling, then zeros as the new channels: an identity shortcut without parameters.
+
+    Paper: option A of the 2015 paper, Section 4.1; the zeros come after the kept channels, as in fb.resnet.torch.
+    """
+
+    def __init__(self, new_channels: int, stride: int) -> None:
+        super().__init__()
+        self.new_channels = new_channels
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) -> (n, c + new, ceil(h / stride), ceil(w / stride))."""
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
+
+
+class Projection(nn.Module):
+    """A strided 1x1 convolution and, where the dialect asks for it, its batch norm."""
+
+    def __init__(self, shape: UnitShape, dialect: Dialect, *, norm: bool) -> None:
+        super().__init__()
+        self.conv = conv(shape.in_width, shape.width, 1, shape.stride, bias="shortcut" in dialect.conv_bias)
+        self.norm = activation("B" if norm else "", shape.width, dialect)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c_in, h, w) -> (n, c_out, ceil(h / stride), ceil(w / stride))."""
+        return self.norm(self.conv(x))
+
+
+class Gate(nn.Module):
+    """g(x) = sigmoid(W_g x + b_g), W_g a 1x1 convolution on the unit's input.
+
+    Evaluated in float32 under autocast: bfloat16 cannot hold 1 - g for the g of about 0.0025 that b_g = -6 starts with.
+
+    Paper: Section 3.1.
+    """
+
+    def __init__(self, shape: UnitShape, dialect: Dialect, initial_bias: float, *, norm: bool) -> None:
+        super().__init__()
+        self.conv = conv(shape.in_width, shape.width, 1, shape.stride)
+        self.norm = activation("B" if norm else "", shape.width, dialect)
+        self.bias = nn.Parameter(torch.full((shape.width,), initial_bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c_in, h, w) -> (n, c_out, ceil(h / stride), ceil(w / stride)), in (0, 1)."""
+        logit = self.norm(self.conv(x))
+        return torch.sigmoid(logit.to(self.bias.dtype) + self.bias.view(-1, 1, 1))
+
+
+class IdentityJoin(nn.Module):
+    """y = h(x) + F. Paper: Eq. 1 and 3."""
+
+    def __init__(self, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Both (n, c, h, w) after the shortcut -> (n, c, h, w)."""
+        return self.shortcut(x) + residual
+
+
+class ScaledJoin(nn.Module):
+    """y = a h(x) + b F. Paper: Eq. 6."""
+
+    def __init__(self, shortcut: nn.Module, scale: spec.ConstantScale) -> None:
+        super().__init__()
+        self.shortcut = shortcut
+        self.scale = scale
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Both (n, c, h, w) after the shortcut -> (n, c, h, w)."""
+        return self.scale.shortcut * self.shortcut(x) + self.scale.residual * residual
+
+
+class PlainJoin(nn.Module):
+    """y = b F: a plain network. No shortcut is computed, so that an infinite x cannot become 0 * x = NaN."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """The residual alone: (n, c, h, w) -> (n, c, h, w)."""
+        return residual if self.scale == 1 else self.scale * residual
+
+
+class GatedJoin(nn.Module):
+    """y = (1 - g(x)) h(x) + g(x) F, or + F where the gate is on the shortcut only. Paper: Fig. 2(c) and 2(d)."""
+
+    def __init__(self, shortcut: nn.Module, gate: Gate, *, exclusive: bool) -> None:
+        super().__init__()
+        self.shortcut = shortcut
+        self.gate = gate
+        self.exclusive = exclusive
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Both (n, c, h, w) after the shortcut -> (n, c, h, w)."""
+        gate = self.gate(x)
+        scaled = gate * residual if self.exclusive else residual
+        return ((1 - gate) * self.shortcut(x) + scaled).to(residual.dtype)
+
+
+class DropoutJoin(nn.Module):
+    """y = dropout(h(x)) + F. Paper: Fig. 2(f).
+
+    The mask is drawn from PyTorch's default generator of the device, which checkpoints save.
+    """
+
+    def __init__(self, shortcut: nn.Module, dropout: spec.Dropout) -> None:
+        super().__init__()
+        self.shortcut = shortcut
+        self.dropout = dropout
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Both (n, c, h, w) after the shortcut -> (n, c, h, w)."""
+        keep = 1 - self.dropout.p
+        kept = F.dropout(self.shortcut(x), self.dropout.p, self.training)  # kept elements are divided by `keep`
+        if self.dropout.rescale:
+            return kept + residual
+        return keep * kept + residual  # training: the mask alone; evaluation: its expectation
+
+
+def _dimension_change(shape: UnitShape, unit: spec.UnitSpec, dialect: Dialect) -> nn.Module:
+    """h(x) of a unit whose spec says nothing else: identity wherever the dimensions allow it."""
+    if shape.in_width != shape.width and dialect.dimension_change == "projection":
+        as_residual = "B" in unit.order.end
+        norm = {"as_residual": as_residual, "always": True, "never": False}[dialect.projection_norm]
+        return Projection(shape, dialect, norm=norm)
+    if shape.in_width != shape.width or shape.stride != 1:
+        return ZeroPad(shape.width - shape.in_width, shape.stride)
+    return nn.Identity()
+
+
+def _scaled(scale: spec.ConstantScale, shape: UnitShape, unit: spec.UnitSpec, dialect: Dialect) -> nn.Module:
+    if scale.shortcut == 0:
+        return PlainJoin(scale.residual)
+    return ScaledJoin(_dimension_change(shape, unit, dialect), scale)
+
+
+def _exclusive(gate: spec.ExclusiveGate, shape: UnitShape, unit: spec.UnitSpec, dialect: Dialect) -> nn.Module:
+    module = Gate(shape, dialect, gate.bias, norm=gate.norm)
+    return GatedJoin(_dimension_change(shape, unit, dialect), module, exclusive=True)
+
+
+def _shortcut_only(gate: spec.ShortcutOnlyGate, shape: UnitShape, unit: spec.UnitSpec, dialect: Dialect) -> nn.Module:
+    module = Gate(shape, dialect, gate.bias, norm=gate.norm)
+    return GatedJoin(_dimension_change(shape, unit, dialect), module, exclusive=False)
+
+
+_JOINS: dict[type, Callable[[Any, UnitShape, spec.UnitSpec, Dialect], nn.Module]] = {
+    spec.Identity: lambda _, shape, unit, dialect: IdentityJoin(_dimension_change(shape, unit, dialect)),
+    spec.ConstantScale: _scaled,
+    spec.ExclusiveGate: _exclusive,
+    spec.ShortcutOnlyGate: _shortcut_only,
+    spec.Conv1x1: lambda c, shape, _, dialect: IdentityJoin(Projection(shape, dialect, norm=c.norm)),
+    spec.Dropout: lambda d, shape, unit, dialect: DropoutJoin(_dimension_change(shape, unit, dialect), d),
+}
+
+
+def join(shape: UnitShape, unit: spec.UnitSpec, dialect: Dialect) -> nn.Module:
+    """The module ``join(x, residual) -> y`` of one unit.
+
+    It takes both operands, not h(x) alone, because the exclusive gate scales F as well.
+
+    Args:
+        shape: the unit, with the shortcut that holds at its position.
+        unit: the network's unit, for what its residual branch ends in.
+        dialect: how dimensions change.
+    """
+    return _JOINS[type(shape.shortcut)](shape.shortcut, shape, unit, dialect)

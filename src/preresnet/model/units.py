@@ -1,0 +1,55 @@
+"""What does one residual unit execute, whatever its order and shortcut?"""
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+
+from preresnet.model.preactivation import activation
+from preresnet.model.shortcuts import conv, join
+from preresnet.spec import Dialect, UnitShape, UnitSpec
+
+
+class ResidualUnit(nn.Module):
+    """x -> after_add(join(x, residual(pre(x)))), every part read from the spec.
+
+    Paper: Eq. 1, 2 and 9; Fig. 1, 2, 4. A shared pre-activation replaces x for both branches (appendix).
+
+    Args:
+        shape: this unit's channels, stride, pre-activation and shortcut.
+        unit: what all units of the network have in common.
+        dialect: details in which implementations differ.
+    """
+
+    def __init__(self, shape: UnitShape, unit: UnitSpec, dialect: Dialect) -> None:
+        super().__init__()
+        self.shared = shape.shared
+        self.pre = activation(shape.pre, shape.in_width, dialect)
+        self.residual = _residual(shape, unit, dialect)
+        self.join = join(shape, unit, dialect)
+        self.after_add = activation(unit.order.after_add, shape.width, dialect)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c_in, h, w) -> (n, c_out, ceil(h / stride), ceil(w / stride))."""
+        activated = self.pre(x)
+        if self.shared:
+            x = activated
+        return self.after_add(self.join(x, self.residual(activated)))
+
+
+def _residual(shape: UnitShape, unit: UnitSpec, dialect: Dialect) -> nn.Sequential:
+    """F as ``conv1 norm1 conv2 norm2 ...``: ``norm{i}`` is what follows ``conv{i}``, and carries its ReLU."""
+    kernels = unit.kernels
+    last = len(kernels)
+    striding = kernels.index(3) + 1 if dialect.stride_position == "spatial" else 1
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    in_width = shape.in_width
+    for number, kernel in enumerate(kernels, start=1):
+        width = shape.width if number == last else shape.inner_width
+        bias = ("residual_last" if number == last else "residual_inner") in dialect.conv_bias
+        stride = shape.stride if number == striding else 1
+        layers[f"conv{number}"] = conv(in_width, width, kernel, stride, bias=bias)
+        pattern = unit.order.end if number == last else unit.order.between
+        if pattern:
+            layers[f"norm{number}"] = activation(pattern, width, dialect)
+        in_width = width
+    return nn.Sequential(layers)

@@ -1,0 +1,64 @@
+"""How are weights kept in a file that needs nothing else to be used?"""
+
+import json
+import os
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from preresnet.model.network import Network
+from preresnet.spec import NetSpec, from_json, to_json
+
+WEIGHTS_FILE = "weights.safetensors"
+
+
+def save(path: Path, model: Network, metadata: dict[str, str]) -> None:
+    """Write the weights and, as metadata, the specification; the file appears whole or not at all.
+
+    Args:
+        path: of the ``.safetensors`` file.
+        model: the network.
+        metadata: more text to keep with them.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    partial = path.with_name(path.name + ".partial")
+    safetensors.torch.save_file(tensors, partial, {"network": to_json(model.spec)} | metadata)
+    os.replace(partial, path)
+
+
+def load(path: Path) -> tuple[Network, dict[str, str]]:
+    """The network of a weights file, in evaluation mode on the CPU, and the file's metadata.
+
+    Args:
+        path: a ``.safetensors`` file written by `save`, or a folder that holds ``weights.safetensors``.
+
+    Raises:
+        ValueError: no such file, not such a file, or tensors that do not fit the network in it.
+    """
+    file = path / WEIGHTS_FILE if path.is_dir() else path
+    if not file.is_file():
+        if path.is_dir():
+            raise ValueError(f"no {WEIGHTS_FILE} in {path}; a run writes it with its first checkpoint")
+        raise ValueError(f"no weights at {path}; give a run folder or a .safetensors file")
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is not a whole .safetensors file ({error}); restore or export it again") from None
+    if "network" not in metadata:
+        raise ValueError(f"{file} does not say which network it belongs to; it was not written by preresnet")
+    with torch.device("meta"):
+        model = Network(from_json(NetSpec, metadata["network"]))
+    try:
+        model.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"the tensors of {file} do not fit its network: {error}") from None
+    return model.eval(), metadata
+
+
+def metadata_json(metadata: dict[str, str], key: str) -> dict:
+    """One metadata entry that holds JSON; empty where the file has none."""
+    return json.loads(metadata.get(key, "{}"))

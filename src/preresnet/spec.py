@@ -1,0 +1,373 @@
+"""What is a residual network, as plain data that needs no torch to read, check, store or compare?"""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, TypeVar
+
+import pydantic
+from pydantic.dataclasses import dataclass
+
+T = TypeVar("T")
+
+STRICT = pydantic.ConfigDict(extra="forbid", strict=True)
+
+Pattern = Literal["", "B", "R", "BR"]
+"""Batch norm (B) and ReLU (R), in the order in which they are executed."""
+
+UnitKind = Literal["basic", "bottleneck", "single"]
+RESIDUAL_KERNELS: dict[UnitKind, tuple[int, ...]] = {
+    "basic": (3, 3),
+    "bottleneck": (1, 3, 1),
+    "single": (3,),
+}
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ``ValueError(message)`` unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Order:
+    """Where batch norms and ReLUs sit in a residual unit.
+
+    Paper: Section 4 and Fig. 4. What ends a unit also ends the stem (``end`` then ``after_add``), and what starts a
+    unit also ends the network (``pre``): the five orders hold the same components, moved by half a unit. This is the
+    appendix's rule for the first and last unit, stated once.
+
+    Args:
+        pre: before the first convolution of the residual branch.
+        between: between two convolutions of the residual branch.
+        end: after the last convolution, before the addition.
+        after_add: after the addition, the paper's f.
+    """
+
+    pre: Pattern
+    between: Pattern
+    end: Pattern
+    after_add: Pattern
+
+    def __post_init__(self) -> None:
+        require(
+            self.end + self.after_add in ("", "B", "R", "BR"),
+            f"end={self.end!r} with after_add={self.after_add!r} would repeat a norm or a ReLU around the addition; "
+            "together they may hold at most one B followed by at most one R",
+        )
+
+    @property
+    def stem(self) -> str:
+        """What follows the stem's convolution."""
+        return self.end + self.after_add
+
+
+@dataclass(frozen=True, config=STRICT)
+class Identity:
+    """y = x + F(x). Paper: Eq. 1 with h(x) = x, Fig. 2(a)."""
+
+    kind: Literal["identity"] = "identity"
+
+
+@dataclass(frozen=True, config=STRICT)
+class ConstantScale:
+    """y = shortcut * x + residual * F(x). Paper: Eq. 6, Fig. 2(b).
+
+    ``shortcut=0`` is a plain network (Table 1, second row): no shortcut is built at all.
+    """
+
+    shortcut: float
+    residual: float = 1.0
+    kind: Literal["constant_scale"] = "constant_scale"
+
+
+@dataclass(frozen=True, config=STRICT)
+class ExclusiveGate:
+    """y = (1 - g) x + g F(x), g = sigmoid(W_g x + bias). Paper: Section 3.1, Fig. 2(c).
+
+    Args:
+        bias: initial bias b_g of the gate; the paper searched 0, -1, ..., -10.
+        norm: batch norm after W_g. The paper does not say; a norm would hide the initial bias, so none by default.
+    """
+
+    bias: float
+    norm: bool = False
+    kind: Literal["exclusive_gate"] = "exclusive_gate"
+
+
+@dataclass(frozen=True, config=STRICT)
+class ShortcutOnlyGate:
+    """y = (1 - g) x + F(x), g as in `ExclusiveGate`. Paper: Section 3.1, Fig. 2(d)."""
+
+    bias: float
+    norm: bool = False
+    kind: Literal["shortcut_only_gate"] = "shortcut_only_gate"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Conv1x1:
+    """y = W_s x + F(x) in every unit. Paper: Section 3.1, Fig. 2(e) (option C of the 2015 paper).
+
+    Args:
+        norm: batch norm after W_s; the caption of Fig. 2 puts one right after each weight layer.
+    """
+
+    norm: bool = True
+    kind: Literal["conv1x1"] = "conv1x1"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Dropout:
+    """y = dropout(x) + F(x). Paper: Section 3.1, Fig. 2(f).
+
+    Args:
+        p: share of dropped elements.
+        rescale: divide kept elements by 1 - p while training. The paper speaks of a shortcut scaled by an expected
+            0.5, so the mask is not rescaled by default; in evaluation the shortcut is then multiplied by 1 - p.
+    """
+
+    p: float = 0.5
+    rescale: bool = False
+    kind: Literal["dropout"] = "dropout"
+
+    def __post_init__(self) -> None:
+        require(0 <= self.p < 1, f"dropout p={self.p}; it must be at least 0 and below 1")
+
+
+Shortcut = Annotated[
+    Identity | ConstantScale | ExclusiveGate | ShortcutOnlyGate | Conv1x1 | Dropout,
+    pydantic.Field(discriminator="kind"),
+]
+
+
+@dataclass(frozen=True, config=STRICT)
+class UnitSpec:
+    """Eq. 1-2 as data: the residual branch, the order of activations, and the join.
+
+    Args:
+        kind: ``basic`` (3x3, 3x3), ``bottleneck`` (1x1, 3x3, 1x1) or ``single`` (3x3; Table 3's 1-layer skip).
+        order: where norms and ReLUs sit (Fig. 4).
+        shortcut: how shortcut and residual are joined (Fig. 2).
+        bottleneck_ratio: unit width over inner width of a bottleneck.
+    """
+
+    kind: UnitKind
+    order: Order
+    shortcut: Shortcut = Identity()
+    bottleneck_ratio: int = 4
+
+    def __post_init__(self) -> None:
+        require(self.bottleneck_ratio >= 1, f"bottleneck_ratio={self.bottleneck_ratio}; it must be 1 or more")
+
+    @property
+    def kernels(self) -> tuple[int, ...]:
+        """Kernel sizes of the residual branch, first to last."""
+        return RESIDUAL_KERNELS[self.kind]
+
+
+@dataclass(frozen=True, config=STRICT)
+class StemSpec:
+    """The layers before the first stage.
+
+    Args:
+        width: channels out of the stem's convolution.
+        kernel: its kernel size.
+        stride: its stride.
+        activated: BN, ReLU and a 3x3/2 max-pool follow, whatever the order, and the first unit then has no
+            pre-activation of its own (the authors' ImageNet stem; fb.resnet.torch calls that unit ``no_preact``).
+    """
+
+    width: int = 16
+    kernel: int = 3
+    stride: int = 1
+    activated: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("width", "kernel", "stride"):
+            require(getattr(self, name) >= 1, f"stem {name}={getattr(self, name)}; it must be 1 or more")
+        require(self.kernel % 2 == 1, f"stem kernel={self.kernel}; it must be odd, so that its padding is symmetric")
+
+
+@dataclass(frozen=True, config=STRICT)
+class StageSpec:
+    """Units that share one resolution.
+
+    Args:
+        num_units: residual units.
+        width: channels of each unit's output.
+        stride: of the stage's striding unit.
+    """
+
+    num_units: int
+    width: int
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("num_units", "width", "stride"):
+            require(getattr(self, name) >= 1, f"stage {name}={getattr(self, name)}; it must be 1 or more")
+
+
+BiasPosition = Literal["stem", "shortcut", "residual_inner", "residual_last"]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Dialect:
+    """Where implementations of "the same network" differ silently. Defaults are the paper's.
+
+    Args:
+        dimension_change: shortcut of a unit that changes channels: ``zero_pad`` (option A of the 2015 paper; every
+            6n+2 CIFAR network) or ``projection`` (option B, 1x1 convolution; bottleneck networks). A unit that only
+            strides subsamples (fb.resnet.torch).
+        projection_norm: batch norm after such a projection: ``as_residual`` gives it one exactly when the residual
+            branch ends in one, as fb.resnet.torch's ``resnet.lua`` (has one) and ``preresnet.lua`` (has none) do.
+        shared_preactivation: units whose pre-activation feeds both branches. ``stage_first``: the first of each stage
+            (the paper's appendix; fb.resnet.torch). ``channel_change``: only units that change channels
+            (resnet-1k-layers; pytorchcv, whose first 16-to-16 unit thus passes the raw stem on). ``never``.
+        stride_position: convolution of a bottleneck that strides: ``first`` 1x1 (2015 paper, resnet-1k-layers) or
+            the ``spatial`` 3x3 (fb.resnet.torch, timm, torchvision).
+        strided_unit: unit of a stage that strides: ``first`` or ``last`` (Keras ``ResNet50V2``).
+        join_at_dimension_change: whether a scaled, gated or dropped shortcut is also used where dimensions change.
+            The paper modifies all units; ``False`` keeps the plain shortcut of ``dimension_change`` there.
+        last_activation: the extra pre-activation after the last addition (appendix). Some public code forgets it.
+        conv_bias: convolutions that have a bias. None in the authors' code; Keras has ``stem``, ``shortcut`` and
+            ``residual_last``.
+        norm_eps: added to the variance; 1e-5 in Torch 7 and PyTorch, 1.001e-5 in Keras.
+        norm_momentum: weight of the new batch in the running statistics; 0.1 in Torch 7 and PyTorch.
+    """
+
+    dimension_change: Literal["zero_pad", "projection"] = "zero_pad"
+    projection_norm: Literal["as_residual", "always", "never"] = "as_residual"
+    shared_preactivation: Literal["stage_first", "channel_change", "never"] = "stage_first"
+    stride_position: Literal["first", "spatial"] = "first"
+    strided_unit: Literal["first", "last"] = "first"
+    join_at_dimension_change: bool = True
+    last_activation: bool = True
+    conv_bias: tuple[BiasPosition, ...] = ()
+    norm_eps: float = 1e-5
+    norm_momentum: float = 0.1
+
+    def __post_init__(self) -> None:
+        require(self.norm_eps > 0, f"norm_eps={self.norm_eps}; it must be above 0")
+        require(0 < self.norm_momentum <= 1, f"norm_momentum={self.norm_momentum}; it must be in (0, 1]")
+
+
+@dataclass(frozen=True, config=STRICT)
+class UnitShape:
+    """One unit of a network, with everything resolved that depends on its position.
+
+    Args:
+        in_width: channels in.
+        width: channels out.
+        inner_width: channels between the convolutions of the residual branch.
+        stride: spatial stride of the unit.
+        pre: its own activation before the residual branch.
+        shared: whether that activation also feeds the shortcut.
+        shortcut: how shortcut and residual are joined here.
+    """
+
+    in_width: int
+    width: int
+    inner_width: int
+    stride: int
+    pre: Pattern
+    shared: bool
+    shortcut: Shortcut
+
+
+@dataclass(frozen=True, config=STRICT)
+class NetSpec:
+    """A whole network: stem, stages of residual units, head.
+
+    Args:
+        stem: layers before the first stage.
+        stages: one entry per resolution.
+        unit: the residual unit that every stage repeats.
+        dialect: details in which implementations differ.
+        in_channels: channels of an input image.
+        num_classes: outputs of the classifier.
+
+    Raises:
+        ValueError: where a field is out of range, naming it and what is allowed.
+    """
+
+    stem: StemSpec
+    stages: tuple[StageSpec, ...]
+    unit: UnitSpec
+    dialect: Dialect = Dialect()
+    in_channels: int = 3
+    num_classes: int = 10
+
+    def __post_init__(self) -> None:
+        require(len(self.stages) > 0, "a network needs at least one stage; add a StageSpec to stages")
+        require(self.in_channels >= 1, f"in_channels={self.in_channels}; it must be 1 or more")
+        require(self.num_classes >= 1, f"num_classes={self.num_classes}; it must be 1 or more")
+        for stage in self.stages:
+            require(
+                self.unit.kind != "bottleneck" or stage.width % self.unit.bottleneck_ratio == 0,
+                f"stage width {stage.width} is not a multiple of bottleneck_ratio {self.unit.bottleneck_ratio}; "
+                "the inner width would not be whole",
+            )
+        widths = [self.stem.width, *(stage.width for stage in self.stages)]
+        grows = all(before <= after for before, after in zip(widths, widths[1:], strict=False))
+        require(
+            grows or self.dialect.dimension_change == "projection",
+            f"widths {widths} shrink, which zero padding cannot do; use dimension_change='projection'",
+        )
+
+    @property
+    def depth(self) -> int:
+        """Weighted layers as the paper counts them: stem, residual convolutions and classifier."""
+        return 2 + sum(stage.num_units for stage in self.stages) * len(self.unit.kernels)
+
+    def units(self) -> Iterator[tuple[int, int, UnitShape]]:
+        """Every unit in order, as (stage, position in the stage, shape)."""
+        in_width = self.stem.width
+        ratio = self.unit.bottleneck_ratio if self.unit.kind == "bottleneck" else 1
+        for stage_index, stage in enumerate(self.stages):
+            strided = 0 if self.dialect.strided_unit == "first" else stage.num_units - 1
+            for index in range(stage.num_units):
+                activated = self.stem.activated and stage_index == index == 0
+                stride = stage.stride if index == strided else 1
+                changes_dimension = in_width != stage.width or stride != 1
+                shared = {
+                    "stage_first": index == 0,
+                    "channel_change": in_width != stage.width,
+                    "never": False,
+                }[self.dialect.shared_preactivation]
+                plain = changes_dimension and not self.dialect.join_at_dimension_change
+                yield (
+                    stage_index,
+                    index,
+                    UnitShape(
+                        in_width=in_width,
+                        width=stage.width,
+                        inner_width=stage.width // ratio,
+                        stride=stride,
+                        pre="" if activated else self.unit.order.pre,
+                        shared=shared,
+                        shortcut=Identity() if plain else self.unit.shortcut,
+                    ),
+                )
+                in_width = stage.width
+
+
+def to_json(value: Any) -> str:
+    """A frozen dataclass of this package as JSON text; `from_json` gives back an equal one."""
+    return pydantic.TypeAdapter(type(value)).dump_json(value, indent=2).decode()
+
+
+def from_json(kind: type[T], text: str | bytes) -> T:
+    """The inverse of `to_json`.
+
+    Raises:
+        ValueError: text is not JSON, or a field is missing, unknown or out of range; every field is named.
+    """
+    return pydantic.TypeAdapter(kind).validate_json(text)
+
+
+def explain(error: pydantic.ValidationError) -> str:
+    """A validation error as one line: each field with what is wrong with it."""
+    parts = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        what = problem["msg"].removeprefix("Value error, ")
+        parts.append(f"{where}: {what}" if where else what)
+    return "; ".join(parts)

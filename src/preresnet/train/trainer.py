@@ -1,0 +1,350 @@
+"""How does a recipe become a trained network in a folder?"""
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import preresnet.device as devices
+from preresnet import inference
+from preresnet.data import augment, sets
+from preresnet.data.loaders import TrainingBatches, evaluation_batches
+from preresnet.model import weights
+from preresnet.model.network import Network, build
+from preresnet.paper.networks import network
+from preresnet.recipe import Recipe
+from preresnet.spec import NetSpec, from_json, to_json
+from preresnet.train import checkpoint, runlog
+from preresnet.train.optim import set_lr, sgd, update
+
+RECIPE_FILE, NETWORK_FILE, RUN_FILE, RESULT_FILE = "recipe.json", "network.json", "run.json", "result.json"
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM ended a run after its checkpoint was saved."""
+
+    def __init__(self, signal_number: int, step: int, folder: Path) -> None:
+        super().__init__(f"stopped at step {step}; saved in {folder}. Continue with the same command and --resume")
+        self.exit_code = 128 + signal_number
+
+
+class NotFinite(Exception):
+    """The loss became infinite or not a number."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run: a recipe, a seed and a place.
+
+    Args:
+        recipe: what to do.
+        out: folder of the run.
+        seed: of the weights, the order of images, augmentation and dropout.
+        data_root: folder of the official files; None downloads.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        resume: continue the run in ``out`` if there is one.
+        name: of the recipe, for records.
+        command: that started the run, for records.
+    """
+
+    recipe: Recipe
+    out: Path
+    seed: int = 0
+    data_root: Path | None = None
+    device: str = "auto"
+    resume: bool = False
+    name: str = ""
+    command: str = ""
+
+
+@dataclass
+class State:
+    """A run between two steps."""
+
+    model: Network
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    train_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+
+    def progress(self) -> dict[str, Any]:
+        """The counters, for a checkpoint."""
+        names = ("step", "train_seconds", "wait_seconds", "evaluations")
+        return {name: getattr(self, name) for name in names}
+
+
+def resolve_network(recipe: Recipe, num_classes: int, in_channels: int) -> NetSpec:
+    """The specification that a recipe trains: by name, or from a JSON file, fitted to the data's classes and channels.
+
+    Raises:
+        ValueError: no such network, or a file that holds none.
+    """
+    path = Path(recipe.network)
+    if path.suffix != ".json":
+        return network(recipe.network, num_classes=num_classes, in_channels=in_channels)
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"cannot read the network file {path}: {error}") from None
+    spec = from_json(NetSpec, json.dumps(content.get("spec", content)))
+    return replace(spec, num_classes=num_classes, in_channels=in_channels)
+
+
+def train(request: Request) -> dict[str, Any]:
+    """Train, evaluate, and leave in ``request.out`` all that came of it.
+
+    Returns:
+        The content of ``result.json``: the error at the last step, and everything needed to repeat it.
+
+    Raises:
+        ValueError: bad input; nothing was changed.
+        Interrupted: a signal ended the run; it can be resumed.
+        NotFinite: the loss was not finite; the last checkpoint was kept.
+    """
+    recipe, out = request.recipe, request.out
+    device = devices.choose(request.device)
+    precision = devices.resolve(recipe.precision, device)
+    num_classes, in_channels = sets.SHAPES[recipe.data.name]
+    spec = resolve_network(recipe, num_classes, in_channels)
+    _check_folder(request, spec)
+    data = sets.load(recipe.data, request.data_root)
+
+    torch.manual_seed(request.seed)
+    model = build(spec, request.seed)
+    devices.place(model, device)
+    state = State(model, sgd(model, recipe.optim))
+    _claim_folder(request, spec, device, precision)
+    if (out / checkpoint.CHECKPOINT_FILE).is_file():
+        for name, value in checkpoint.restore(out, state.model, state.optimizer).items():
+            setattr(state, name, value)
+
+    normalisation = augment.fit(data.train.pixels, recipe.data)
+    kept = {
+        "classes": json.dumps(data.classes),
+        "data": to_json(recipe.data),
+        "normalisation": json.dumps({"mean": normalisation.mean.tolist(), "std": normalisation.std.tolist()}),
+    }
+    log = runlog.RunLog(out, recipe.schedule.steps, state.step)
+    try:
+        _loop(state, request, data, normalisation.to(device), device, precision, log, kept)
+    finally:
+        log.close()
+    result = _result(request, state, data, spec, device, precision)
+    checkpoint.write_atomically(out / RESULT_FILE, lambda path: path.write_text(json.dumps(result, indent=1) + "\n"))
+    runlog.draw_curve(out, f"{request.name or recipe.network}, seed {request.seed}")
+    return result
+
+
+def _loop(
+    state: State,
+    request: Request,
+    data: sets.ImageSet,
+    normalisation: augment.Normalisation,
+    device: torch.device,
+    precision: str,
+    log: runlog.RunLog,
+    kept: dict[str, str],
+) -> None:
+    recipe, last = request.recipe, request.recipe.schedule.steps
+    batches = TrainingBatches(data.train.to(device), recipe.data, normalisation, recipe.global_batch, request.seed)
+    held = data.evaluation.to(device)
+    state.model.train()
+    window = _Window(state)
+    with _Signals() as signals:
+        while state.step < last:
+            begin = time.perf_counter()
+            x, y = batches.at(state.step)
+            state.wait_seconds += time.perf_counter() - begin
+            lr = recipe.schedule.at(state.step)
+            set_lr(state.optimizer, lr)
+            window.add(*update(state.model, state.optimizer, x, y, recipe.norm_batch, precision))
+            state.step += 1
+            done, stop = state.step == last, signals.received
+            if not (done or stop or any(state.step % every == 0 for every in _rhythms(recipe))):
+                continue  # nothing below is due, and nothing above waited for the device
+
+            line = window.close(state, recipe.global_batch)
+            state.train_seconds = line.pop("train_seconds")
+            if state.step % recipe.log_every == 0 or done:
+                log.write(state.step, **line, lr=lr)
+                log.show(state.step, _words(line, state.evaluations))
+            if state.step % recipe.eval_every == 0 or done:
+                output, labels = inference.logits(state.model, evaluation_batches(held, normalisation), precision)
+                errors = inference.count_errors(output, labels)
+                entry = {"step": state.step, "split": data.split, "error_pct": errors.error_pct, "loss": errors.loss}
+                state.evaluations.append(entry)
+                log.write(state.step, split=data.split, error_pct=errors.error_pct, evaluation_loss=errors.loss)
+            if state.step % recipe.save_every == 0 or done or stop:
+                checkpoint.save(request.out, state.model, state.optimizer, state.progress())
+                weights.save(request.out / weights.WEIGHTS_FILE, state.model, {"step": str(state.step), **kept})
+            if stop and not done:
+                raise Interrupted(stop, state.step, request.out)
+            window = _Window(state)
+
+
+class _Window:
+    """Losses since the last look, left on the device until they are needed."""
+
+    def __init__(self, state: State) -> None:
+        self.start_step, self.before = state.step, state.train_seconds
+        self.wait_before = state.wait_seconds
+        self.begin = time.perf_counter()
+        self.losses: list[Tensor] = []
+        self.wrong: list[Tensor] = []
+
+    def add(self, loss: Tensor, wrong: Tensor) -> None:
+        self.losses.append(loss)
+        self.wrong.append(wrong)
+
+    def close(self, state: State, batch: int) -> dict[str, float]:
+        losses = torch.stack(self.losses).double().cpu()
+        finite = losses.isfinite()
+        if not finite.all():
+            bad = int((~finite).nonzero()[0])
+            raise NotFinite(
+                f"the loss was {losses[bad].item()} at step {self.start_step + bad + 1}; the run stopped. "
+                "The last checkpoint was kept; a lower learning rate or float32 may help"
+            )
+        seconds = time.perf_counter() - self.begin
+        images = len(losses) * batch
+        return {
+            "loss": float(losses.mean()),
+            "train_error_pct": 100 * float(torch.stack(self.wrong).sum()) / images,
+            "images_per_s": images / seconds,
+            "data_wait_pct": 100 * (state.wait_seconds - self.wait_before) / seconds,
+            "train_seconds": self.before + seconds,
+        }
+
+
+class _Signals:
+    """Turns Ctrl-C and SIGTERM into a flag that the loop reads between two steps; a second one acts at once."""
+
+    def __enter__(self) -> "_Signals":
+        self.received = 0
+        self._before: dict[int, Any] = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._note)
+            except ValueError:  # not the main thread: whoever called from there handles signals
+                break
+        return self
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.received = number
+        signal.signal(number, self._before[number])
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _rhythms(recipe: Recipe) -> tuple[int, int, int]:
+    return recipe.log_every, recipe.eval_every, recipe.save_every
+
+
+def _words(line: dict[str, float], evaluations: list[dict[str, Any]]) -> str:
+    text = (
+        f"loss {line['loss']:.4f}  train error {line['train_error_pct']:.2f} %  {line['images_per_s']:.0f} images/s  "
+        f"data wait {line['data_wait_pct']:.1f} %"
+    )
+    if evaluations:
+        text += f"  {evaluations[-1]['split']} error {evaluations[-1]['error_pct']:.2f} %"
+    return text
+
+
+def _check_folder(request: Request, spec: NetSpec) -> None:
+    """Refuse to touch a folder that holds something else than the run to be resumed."""
+    out = request.out
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; give another --out")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not (out / RECIPE_FILE).is_file():
+        raise ValueError(f"{out} is not empty and holds no run; give another --out")
+    if not request.resume:
+        raise ValueError(f"{out} already holds a run; add --resume to continue it, or give another --out")
+    stored = from_json(Recipe, (out / RECIPE_FILE).read_text())
+    seed = json.loads((out / RUN_FILE).read_text())["seed"]
+    was, now = asdict(stored) | {"seed": seed}, asdict(request.recipe) | {"seed": request.seed}
+    changed = [f"{name}: {was[name]} there, {now[name]} now" for name in was if was[name] != now[name]]
+    if not changed and from_json(NetSpec, (out / NETWORK_FILE).read_text()) != spec:
+        changed = ["the network's specification"]
+    if changed:
+        raise ValueError(f"{out} holds another run ({'; '.join(changed)}); give the same values, or another --out")
+
+
+def _claim_folder(request: Request, spec: NetSpec, device: torch.device, precision: str) -> None:
+    out = request.out
+    if (out / RECIPE_FILE).is_file():
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    run = {"seed": request.seed, **_provenance(request, device, precision)}
+    (out / RUN_FILE).write_text(json.dumps(run, indent=1) + "\n")
+    (out / NETWORK_FILE).write_text(to_json(spec) + "\n")
+    # Written last: a folder with a recipe is a run with all it needs to be resumed.
+    (out / RECIPE_FILE).write_text(to_json(request.recipe) + "\n")
+
+
+def _provenance(request: Request, device: torch.device, precision: str) -> dict[str, Any]:
+    """What a reader needs to repeat the run: command, versions, hardware."""
+    from preresnet import __version__
+
+    return {
+        "command": request.command,
+        "name": request.name,
+        "precision": precision,
+        "device": devices.describe(device),
+        "versions": {
+            "preresnet": __version__,
+            "commit": _commit(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "system": sys.platform,
+        },
+    }
+
+
+def _commit() -> str:
+    """The commit of this source tree, "+" where it was changed since; empty for an installed package."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        tracked = subprocess.run(["git", "-C", str(here), "ls-files", "--error-unmatch", __file__], capture_output=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return found.stdout.strip() if tracked.returncode == 0 else ""
+
+
+def _result(
+    request: Request, state: State, data: sets.ImageSet, spec: NetSpec, device: torch.device, precision: str
+) -> dict[str, Any]:
+    last, best = state.evaluations[-1], min(state.evaluations, key=lambda entry: entry["error_pct"])
+    return {
+        "error_pct": last["error_pct"],  # at the last step
+        "split": data.split,
+        "num_images": len(data.evaluation),
+        "steps": state.step,
+        "loss": last["loss"],
+        f"best_error_pct_chosen_on_{data.split}": best["error_pct"],
+        "seed": request.seed,
+        **_provenance(request, device, precision),
+        "parameters": sum(p.numel() for p in state.model.parameters()),
+        "train_seconds": round(state.train_seconds, 1),
+        "images_per_s": round(state.step * request.recipe.global_batch / max(state.train_seconds, 1e-9), 1),
+        "data_wait_pct": round(100 * state.wait_seconds / max(state.train_seconds, 1e-9), 2),
+        "recipe": json.loads(to_json(request.recipe)),
+        "network": json.loads(to_json(spec)),
+        "evaluations": [[entry["step"], entry["error_pct"]] for entry in state.evaluations],
+    }
