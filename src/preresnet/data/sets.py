@@ -9,8 +9,8 @@ from torch import Tensor
 from preresnet.data import cifar, digits
 from preresnet.recipe import DataSpec
 
-# classes, channels; known without reading a file, so that a network can be built before the data are there
-SHAPES: dict[str, tuple[int, int]] = {"digits": (10, 1), "cifar10": (10, 3), "cifar100": (100, 3)}
+# classes, channels, height and width; known without reading a file, so that bad input is found before the data are
+SHAPES: dict[str, tuple[int, int, int]] = {"digits": (10, 1, 8), "cifar10": (10, 3, 32), "cifar100": (100, 3, 32)}
 
 HOLDOUT_SEED = 2016  # one split for all runs, so that their held-out errors can be compared
 
@@ -71,7 +71,7 @@ def load(spec: DataSpec, root: Path | None) -> ImageSet:
         classes, train, test = digits.read()
     else:
         classes, train, test = cifar.read(spec.name, root)
-    training, testing = (Images(_pad(pixels, spec.image_size), labels) for pixels, labels in (train, test))
+    training, testing = (Images(pad(pixels, spec.image_size), labels) for pixels, labels in (train, test))
     if spec.holdout == 0:
         return ImageSet(classes, training, testing, "test")
     if spec.holdout >= len(training):
@@ -83,8 +83,12 @@ def load(spec: DataSpec, root: Path | None) -> ImageSet:
     return ImageSet(classes, training.take(kept), training.take(held), "holdout")
 
 
-def _pad(pixels: Tensor, size: int) -> Tensor:
-    """(n, h, w, c) -> (n, size, size, c), centred on zeros."""
+def pad(pixels: Tensor, size: int) -> Tensor:
+    """(n, h, w, c) -> (n, size, size, c), centred on zeros.
+
+    Raises:
+        ValueError: the images are larger than ``size``.
+    """
     n, height, width, channels = pixels.shape
     if height > size or width > size:
         raise ValueError(f"images of {height}x{width} do not fit image_size={size}; give {max(height, width)} or more")

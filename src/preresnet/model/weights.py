@@ -1,6 +1,5 @@
 """How are weights kept in a file that needs nothing else to be used?"""
 
-import json
 import os
 from pathlib import Path
 
@@ -58,7 +57,3 @@ def load(path: Path) -> tuple[Network, dict[str, str]]:
         raise ValueError(f"the tensors of {file} do not fit its network: {error}") from None
     return model.eval(), metadata
 
-
-def metadata_json(metadata: dict[str, str], key: str) -> dict:
-    """One metadata entry that holds JSON; empty where the file has none."""
-    return json.loads(metadata.get(key, "{}"))

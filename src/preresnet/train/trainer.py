@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import preresnet.device as devices
-from preresnet import inference
+from preresnet import inference, trained
 from preresnet.data import augment, sets
 from preresnet.data.loaders import TrainingBatches, evaluation_batches
 from preresnet.model import weights
@@ -90,15 +90,22 @@ def resolve_network(recipe: Recipe, num_classes: int, in_channels: int) -> NetSp
     Raises:
         ValueError: no such network, or a file that holds none.
     """
-    path = Path(recipe.network)
-    if path.suffix != ".json":
+    if not recipe.network.endswith(".json"):
         return network(recipe.network, num_classes=num_classes, in_channels=in_channels)
+    return replace(read_network(Path(recipe.network)), num_classes=num_classes, in_channels=in_channels)
+
+
+def read_network(path: Path) -> NetSpec:
+    """A specification from a JSON file: one alone, or what ``preresnet describe NAME --json`` printed.
+
+    Raises:
+        ValueError: the file cannot be read, or a field is wrong.
+    """
     try:
         content = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"cannot read the network file {path}: {error}") from None
-    spec = from_json(NetSpec, json.dumps(content.get("spec", content)))
-    return replace(spec, num_classes=num_classes, in_channels=in_channels)
+    return from_json(NetSpec, json.dumps(content.get("spec", content) if isinstance(content, dict) else content))
 
 
 def train(request: Request) -> dict[str, Any]:
@@ -115,7 +122,7 @@ def train(request: Request) -> dict[str, Any]:
     recipe, out = request.recipe, request.out
     device = devices.choose(request.device)
     precision = devices.resolve(recipe.precision, device)
-    num_classes, in_channels = sets.SHAPES[recipe.data.name]
+    num_classes, in_channels, _ = sets.SHAPES[recipe.data.name]
     spec = resolve_network(recipe, num_classes, in_channels)
     _check_folder(request, spec)
     data = sets.load(recipe.data, request.data_root)
@@ -130,11 +137,7 @@ def train(request: Request) -> dict[str, Any]:
             setattr(state, name, value)
 
     normalisation = augment.fit(data.train.pixels, recipe.data)
-    kept = {
-        "classes": json.dumps(data.classes),
-        "data": to_json(recipe.data),
-        "normalisation": json.dumps({"mean": normalisation.mean.tolist(), "std": normalisation.std.tolist()}),
-    }
+    kept = trained.metadata(recipe.data, data.classes, normalisation)
     log = runlog.RunLog(out, recipe.schedule.steps, state.step)
     try:
         _loop(state, request, data, normalisation.to(device), device, precision, log, kept)

@@ -1,0 +1,119 @@
+"""How many parameters, multiply-adds and bytes of saved activations does a network have, stage by stage?"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from preresnet.model.network import Network, meta
+from preresnet.spec import NetSpec
+
+IMAGENET_SIZE, CIFAR_SIZE = 224, 32
+
+
+def default_size(spec: NetSpec) -> int:
+    """Height and width that the paper trains a network of this kind at."""
+    return IMAGENET_SIZE if spec.stem.activated else CIFAR_SIZE
+
+
+def describe(spec: NetSpec, size: int | None = None) -> dict[str, Any]:
+    """Count a network by running it without memory (on PyTorch's meta device).
+
+    Multiply-adds are those of convolutions and the classifier, as papers count them. Saved activations are what
+    autograd keeps for the backward pass of a plain training step, each storage once, without parameters; they decide
+    how much memory training takes.
+
+    Args:
+        spec: the network.
+        size: height and width of the input; by default 224 for an ImageNet stem and 32 otherwise.
+
+    Returns:
+        ``depth``, ``input`` (c, h, w), ``parameters``, ``multiply_adds`` (of one image), ``activation_bytes`` (of one
+        image, by precision), and ``parts``: the same for stem, each stage and head, with ``output`` shapes.
+
+    Raises:
+        ValueError: a size below 1.
+    """
+    size = default_size(spec) if size is None else size
+    if size < 1:
+        raise ValueError(f"input size {size}; it must be 1 or more")
+    full = _count(meta(spec), size)
+    half = _count(meta(spec).to(torch.bfloat16), size)
+    parts = []
+    for name, part in full.items():
+        parts.append(
+            {
+                "part": name,
+                **{key: part[key] for key in ("units", "output", "parameters", "multiply_adds")},
+                "activation_bytes": {"float32": part["bytes"], "bfloat16": half[name]["bytes"]},
+            }
+        )
+    return {
+        "depth": spec.depth,
+        "input": [spec.in_channels, size, size],
+        "parameters": sum(part["parameters"] for part in parts),
+        "multiply_adds": sum(part["multiply_adds"] for part in parts),
+        "activation_bytes": {
+            precision: sum(part["activation_bytes"][precision] for part in parts)
+            for precision in ("float32", "bfloat16")
+        },
+        "parts": parts,
+    }
+
+
+def _count(model: Network, size: int) -> dict[str, dict[str, Any]]:
+    stages = [(f"stage {number}", stage) for number, stage in enumerate(model.stages, start=1)]
+    named: list[tuple[str, nn.Module]] = [("stem", model.stem), *stages, ("head", model.head)]
+    parts: dict[str, dict[str, Any]] = {
+        name: {
+            "units": len(module.units) if hasattr(module, "units") else None,  # type: ignore[arg-type]
+            "parameters": sum(p.numel() for p in module.parameters()),
+            "multiply_adds": 0,
+            "bytes": 0,
+            "output": [],
+        }
+        for name, module in named
+    }
+    batch = 2  # a batch norm refuses a single value a channel, which a small input can come down to
+    kept: dict[int, Tensor] = {}
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    current = "stem"
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in kept and storage._cdata not in own:
+            kept[storage._cdata] = tensor  # kept alive, so that no other storage takes its place
+            parts[current]["bytes"] += storage.nbytes() // batch
+        return tensor
+
+    def enter(name: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            nonlocal current
+            current = name
+
+        return hook
+
+    def leave(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, __: object, output: Tensor) -> None:
+            parts[name]["output"] = list(output.shape[1:])
+
+        return hook
+
+    def work(module: nn.Module, _: object, output: Tensor) -> None:
+        per_output = module.weight[0].numel()  # type: ignore[index, operator, union-attr]
+        parts[current]["multiply_adds"] += output.numel() // batch * per_output
+
+    for name, module in named[:-1]:
+        module.register_forward_pre_hook(enter(name))
+        module.register_forward_hook(leave(name))
+    model.head.norm.register_forward_pre_hook(enter("head"))  # the head is entered through its two halves
+    model.head.linear.register_forward_hook(leave("head"))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(work)
+    dtype = next(model.parameters()).dtype
+    x = torch.empty(batch, model.spec.in_channels, size, size, device="meta", dtype=dtype)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(x)
+    return parts
