@@ -1,10 +1,11 @@
-"""Identity mappings in deep residual networks: the paper's networks, training, reproduction and analysis."""
+"""Identity mappings in deep residual networks: the paper's networks, training, reproduction and analysis.
+
+torch is imported when a network is first built or loaded, not before: networks and recipes are plain data.
+"""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from preresnet.model import weights as _weights
-from preresnet.model.network import Network as Network
-from preresnet.model.network import build as build
 from preresnet.paper.networks import network as _network
 from preresnet.paper.networks import network_names as list_models
 from preresnet.paper.recipes import recipe as recipe
@@ -12,14 +13,24 @@ from preresnet.paper.recipes import recipe_names as list_recipes
 from preresnet.recipe import Recipe as Recipe
 from preresnet.spec import NetSpec as NetSpec
 
+if TYPE_CHECKING:
+    from preresnet.model.network import Network as Network
+    from preresnet.model.network import build as build
+
 __version__ = "0.1.0"
 
 __all__ = ["NetSpec", "Network", "Recipe", "build", "create_model", "list_models", "list_recipes", "load", "recipe"]
 
 
-def create_model(
-    name: str, num_classes: int | None = None, in_channels: int = 3, seed: int | None = None
-) -> Network:
+def __getattr__(name: str) -> Any:
+    if name in ("Network", "build"):
+        from preresnet.model import network
+
+        return getattr(network, name)
+    raise AttributeError(f"module 'preresnet' has no attribute {name!r}")
+
+
+def create_model(name: str, num_classes: int | None = None, in_channels: int = 3, seed: int | None = None) -> "Network":
     """A network of the paper by name, with initial weights.
 
     Args:
@@ -34,10 +45,12 @@ def create_model(
     Raises:
         ValueError: no such name (the nearest are suggested), or a number out of range.
     """
+    from preresnet.model.network import build
+
     return build(_network(name, num_classes=num_classes, in_channels=in_channels), seed)
 
 
-def load(path: str | Path) -> Network:
+def load(path: str | Path) -> "Network":
     """A trained network.
 
     Args:
@@ -49,4 +62,6 @@ def load(path: str | Path) -> Network:
     Raises:
         ValueError: nothing usable there; the message says what was found.
     """
-    return _weights.load(Path(path))[0]
+    from preresnet.model import weights
+
+    return weights.load(Path(path))[0]

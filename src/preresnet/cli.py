@@ -1,6 +1,7 @@
 """What does each command of ``preresnet`` take, do and print?"""
 
 import json
+import os
 import shlex
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +21,8 @@ from preresnet.recipe import Precision, Recipe
 from preresnet.spec import explain, from_json, to_json
 
 PROGRAM = "preresnet"
+ANY_RECIPE = recipe("digits/resnet20-preact")  # what `train --help` shows; a named recipe brings its own values
+os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")  # a wrong option is answered here, not on a web page
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class List:
 class Describe:
     """Show a network's stages, parameters, multiply-adds and activation memory."""
 
-    name: Positional[str]
+    name: Annotated[Positional[str], arg(metavar="NETWORK")]
     """A network by name, or the path of its specification as JSON."""
     num_classes: int | None = None
     """Classes; by default 1,000 for an ImageNet network and 10 otherwise."""
@@ -74,7 +77,7 @@ class Describe:
 class Train:
     """Train a network by a recipe; every field of the recipe is an option."""
 
-    name: Positional[str]
+    name: Annotated[Positional[str], arg(metavar="RECIPE")]
     """A recipe by name, or a JSON file: a whole recipe, or {"base": NAME, ...changed fields}."""
     out: Path
     """Folder for the run; created. A folder that is not empty is never overwritten."""
@@ -88,7 +91,7 @@ class Train:
     """Continue the run in --out, or start it if there is none."""
     holdout: int | None = None
     """Train on all but N training images and evaluate on those, never on the test set (data.holdout)."""
-    recipe: Annotated[Recipe, arg(name="")] = recipe("digits/resnet20-preact")
+    recipe: Annotated[Recipe, arg(name="")] = ANY_RECIPE
 
     def run(self) -> int:
         """Train, and print where the run and its results are."""
@@ -110,8 +113,8 @@ class Train:
         result = trainer.train(request)
         words = Console(highlight=False, soft_wrap=True)
         words.print(
-            f"[bold]{result['split']} error {result['error_pct']:.2f} %[/] at the last step ({result['steps']:,} steps, "
-            f"{result['num_images']:,} images, {result['images_per_s']:,.0f} images/s)"
+            f"[bold]{result['split']} error {result['error_pct']:.2f} %[/] at the last step: "
+            f"{result['steps']:,} steps, {result['num_images']:,} images, {result['images_per_s']:,.0f} images/s"
         )
         words.print(f"run      {self.out}")
         words.print(f"picture  {self.out / 'curve.png'}")
@@ -123,7 +126,7 @@ class Train:
 class Evaluate:
     """Measure a trained network: error, table by class, confusion matrix, calibration."""
 
-    run_or_weights: Positional[Path]
+    run_or_weights: Annotated[Positional[Path], arg(metavar="RUN|WEIGHTS")]
     """A run folder or a .safetensors file."""
     data_root: Path | None = None
     """Folder with the official CIFAR folder in it; without it the set is downloaded."""
@@ -164,9 +167,9 @@ class Evaluate:
 class Predict:
     """Say what a trained network sees in images: the five likeliest classes of each."""
 
-    run_or_weights: Positional[Path]
+    run_or_weights: Annotated[Positional[Path], arg(metavar="RUN|WEIGHTS")]
     """A run folder or a .safetensors file."""
-    images: Positional[tuple[Path, ...]]
+    images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE...")]
     """Image files of any common format."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
@@ -228,10 +231,10 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         from preresnet.train import trainer
 
-        if isinstance(error, trainer.Interrupted):
+        if isinstance(error, trainer.InterruptedRunError):
             print(error, file=sys.stderr)
             return error.exit_code
-        if isinstance(error, trainer.NotFinite):
+        if isinstance(error, trainer.NotFiniteError):
             print(f"error: {error}", file=sys.stderr)
             return 1
         raise
@@ -356,7 +359,9 @@ def _print_description(found: dict[str, Any]) -> None:
             _mib(part["activation_bytes"]["bfloat16"]),
         )
     _show(table)
-    print("Multiply-adds and saved activations are those of one image; activations as a plain training step keeps them.")
+    print(
+        "Multiply-adds and saved activations are those of one image; activations as a plain training step keeps them."
+    )
 
 
 def _print_evaluation(report: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import platform
-from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +45,7 @@ def resolve(precision: Precision, device: torch.device) -> Precision:
     return precision
 
 
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """The context in which a forward pass runs."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 

@@ -16,9 +16,7 @@ CALIBRATION_BINS = 15  # Guo et al., 2017
 
 
 @torch.no_grad()
-def logits(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision
-) -> tuple[Tensor, Tensor]:
+def logits(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision) -> tuple[Tensor, Tensor]:
     """What a network in evaluation mode answers to every image; the model's mode is restored.
 
     Returns:
@@ -72,16 +70,17 @@ def full_report(output: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[
         classes: names by label.
 
     Returns:
-        ``error_pct``, ``num_images``, ``num_wrong``, ``loss``, ``classes`` (name, images, wrong, error_pct, precision_pct),
-        ``confusion`` (rows: true class, columns: answer), ``calibration`` (``ece_pct`` and bins of confidence).
+        ``error_pct``, ``num_images``, ``num_wrong``, ``loss``; ``classes`` (a list of ``name``, ``num_images``,
+        ``num_wrong``, ``error_pct``, ``precision_pct``); ``confusion`` (rows: true class, columns: answer);
+        ``calibration`` (``ece_pct`` and ``bins`` of confidence).
     """
-    from sklearn.metrics import confusion_matrix, precision_score
+    from sklearn.metrics import confusion_matrix
 
     errors = count_errors(output, labels)
     truth, answer = labels.numpy(), output.argmax(1).numpy()
     every = np.arange(len(classes))
     confusion = confusion_matrix(truth, answer, labels=every)
-    precision = precision_score(truth, answer, labels=every, average=None, zero_division=np.nan)
+    answered = confusion.sum(0)
     table = []
     for label, name in enumerate(classes):
         images, right = int(confusion[label].sum()), int(confusion[label, label])
@@ -91,7 +90,7 @@ def full_report(output: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[
                 "num_images": images,
                 "num_wrong": images - right,
                 "error_pct": 100 * (images - right) / images if images else None,
-                "precision_pct": None if np.isnan(precision[label]) else 100 * float(precision[label]),
+                "precision_pct": 100 * right / int(answered[label]) if answered[label] else None,
             }
         )
     return {

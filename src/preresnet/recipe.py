@@ -1,5 +1,6 @@
 """How is a network trained, as plain data: data set, optimiser, schedule, precision, evaluation?"""
 
+from itertools import pairwise
 from typing import Literal
 
 from pydantic.dataclasses import dataclass
@@ -26,12 +27,22 @@ class DataSpec:
     """Zeros added on each side, after normalisation, before the random crop (2015 paper, Section 4.2); 0: no crop."""
     flip: bool = True
     """Mirror half of the training images (2015 paper, Section 4.2)."""
+    small_size: int = 0
+    """Above 0: the first ``small_share`` of the steps trains on images shrunk to this size. Not the paper's; for short
+    runs."""
+    small_share: float = 0.0
+    """Share of the steps that trains on small images."""
     holdout: int = 0
     """Training images kept out of training; with more than 0, evaluation uses them and never the test set."""
 
     def __post_init__(self) -> None:
         require(self.image_size >= 1, f"image_size={self.image_size}; it must be 1 or more")
         require(self.pad >= 0, f"pad={self.pad}; it must be 0 or more")
+        require(
+            0 <= self.small_size <= self.image_size,
+            f"small_size={self.small_size}; it must be 0 (off) or at most image_size={self.image_size}",
+        )
+        require(0 <= self.small_share <= 1, f"small_share={self.small_share}; it must be between 0 and 1")
         require(self.holdout >= 0, f"holdout={self.holdout}; it must be 0 (none) or more")
 
 
@@ -47,14 +58,14 @@ class Optim:
     """2015 paper, Section 4.2."""
     decay_all: bool = True
     """Decay biases and batch-norm parameters too, as fb.resnet.torch does; the paper does not say."""
-    muon_lr: float = 0.0
-    """Above 0: convolutions take orthogonalised momentum steps (Muon, Jordan et al. 2024) of this peak size, on the
-    schedule's curve; the rest stays on SGD. Not the paper's."""
+    orthogonal_scale: float = 0.0
+    """Above 0: convolutions take orthogonalised momentum steps of this times the learning rate, at constant norm
+    (Muon, Jordan et al. 2024), and all else stays on SGD. Not the paper's; for short runs."""
 
     def __post_init__(self) -> None:
         require(0 <= self.momentum < 1, f"momentum={self.momentum}; it must be at least 0 and below 1")
         require(self.weight_decay >= 0, f"weight_decay={self.weight_decay}; it must be 0 or more")
-        require(self.muon_lr >= 0, f"muon_lr={self.muon_lr}; it must be 0 (off) or more")
+        require(self.orthogonal_scale >= 0, f"orthogonal_scale={self.orthogonal_scale}; it must be 0 (off) or more")
         require(not self.nesterov or self.momentum > 0, "nesterov needs a momentum above 0")
 
 
@@ -80,7 +91,7 @@ class Schedule:
         require(self.steps >= 1, f"steps={self.steps}; it must be 1 or more")
         require(self.lr > 0, f"lr={self.lr}; it must be above 0")
         require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps}; it must be 0 or more")
-        rising = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))
+        rising = all(before < after for before, after in pairwise(self.milestones))
         require(rising, f"milestones={self.milestones}; they must rise")
 
     def at(self, step: int) -> float:

@@ -1,6 +1,7 @@
 """What is a residual network, as plain data that needs no torch to read, check, store or compare?"""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
@@ -8,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 T = TypeVar("T")
 
-STRICT = pydantic.ConfigDict(extra="forbid", strict=True)
+STRICT = pydantic.ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
 Pattern = Literal["", "B", "R", "BR"]
 """Batch norm (B) and ReLU (R), in the order in which they are executed."""
@@ -306,7 +307,7 @@ class NetSpec:
                 "the inner width would not be whole",
             )
         widths = [self.stem.width, *(stage.width for stage in self.stages)]
-        grows = all(before <= after for before, after in zip(widths, widths[1:], strict=False))
+        grows = all(before <= after for before, after in pairwise(widths))
         require(
             grows or self.dialect.dimension_change == "projection",
             f"widths {widths} shrink, which zero padding cannot do; use dimension_change='projection'",

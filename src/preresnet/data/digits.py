@@ -1,5 +1,7 @@
 """What are scikit-learn's handwritten digits, as uint8 images with a fixed split?"""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,10 +18,10 @@ def read() -> tuple[tuple[str, ...], Labelled, Labelled]:
     Returns:
         Names by label; (n, 8, 8, 1) uint8 with (n,) int64, twice.
     """
-    from sklearn.datasets import load_digits
+    from sklearn import datasets
     from sklearn.model_selection import train_test_split
 
-    bunch = load_digits()
+    bunch: Any = datasets.load_digits()
     pixels = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8).unsqueeze(-1)  # ink is 0 to 16
     labels = torch.from_numpy(bunch.target).long()
     train, test = train_test_split(torch.arange(len(labels)), test_size=NUM_TEST, random_state=0, stratify=labels)

@@ -5,6 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from preresnet.data.augment import Normalisation, apply, draw
@@ -33,14 +34,24 @@ class TrainingBatches:
         normalisation: of the training set, on the same device.
         batch: images a step.
         seed: of the run.
+        small_steps: how many first steps get images of ``spec.small_size``.
     """
 
-    def __init__(self, images: Images, spec: DataSpec, normalisation: Normalisation, batch: int, seed: int) -> None:
+    def __init__(
+        self,
+        images: Images,
+        spec: DataSpec,
+        normalisation: Normalisation,
+        batch: int,
+        seed: int,
+        small_steps: int = 0,
+    ) -> None:
         self.images = images
         self.spec = spec
         self.normalisation = normalisation
         self.batch = batch
         self.seed = seed
+        self.small_steps = small_steps
         self._permutation = lru_cache(maxsize=2)(self._draw_permutation)
 
     def _draw_permutation(self, epoch: int) -> Tensor:
@@ -60,14 +71,17 @@ class TrainingBatches:
         """The batch of a step.
 
         Returns:
-            (batch, c, h, w) float32 in channels_last, and (batch,) int64 labels.
+            (batch, c, h, w) float32 in channels_last, smaller in the first ``small_steps``; (batch,) int64 labels.
         """
         taken = self.images.take(self.indices(step).to(self.images.pixels.device))
         x = self.normalisation(taken.pixels)
         if self.spec.pad or self.spec.flip:
             choices = draw(self.batch, self.spec, generator(self.seed, "augment", step))
             x = apply(x, choices, self.spec.pad)
-        return x.permute(0, 3, 1, 2), taken.labels
+        x = x.permute(0, 3, 1, 2)
+        if step < self.small_steps:
+            x = F.interpolate(x, size=(self.spec.small_size,) * 2, mode="bilinear", antialias=True)
+        return x, taken.labels
 
 
 def evaluation_batches(

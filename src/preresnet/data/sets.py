@@ -75,9 +75,7 @@ def load(spec: DataSpec, root: Path | None) -> ImageSet:
     if spec.holdout == 0:
         return ImageSet(classes, training, testing, "test")
     if spec.holdout >= len(training):
-        raise ValueError(
-            f"holdout={spec.holdout}, but {spec.name} has {len(training)} training images; hold out fewer"
-        )
+        raise ValueError(f"holdout={spec.holdout}, but {spec.name} has {len(training)} training images; hold out fewer")
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(HOLDOUT_SEED))
     kept, held = order[spec.holdout :], order[: spec.holdout]
     return ImageSet(classes, training.take(kept), training.take(held), "holdout")

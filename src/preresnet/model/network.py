@@ -113,8 +113,9 @@ class Network(nn.Module):
     def taps(self, x: Tensor) -> dict[str, Tensor]:
         """Every intermediate of one forward pass that the paper's equations name, in the order of execution.
 
-        Names: ``stem``; for unit u = ``stages.<s>.units.<k>``: ``u.input`` (x_l, what enters the shortcut), ``u.residual``
-        (F(x_l)), ``u.sum`` (y_l, the result of the join), ``u`` (x_{l+1} = f(y_l)); ``head.norm``; ``logits``.
+        Names: ``stem``; for unit u = ``stages.<s>.units.<k>``: ``u.input`` (x_l, what enters the shortcut),
+        ``u.residual`` (F(x_l)), ``u.sum`` (y_l, the result of the join), ``u`` (x_{l+1} = f(y_l)); ``head.norm``;
+        ``logits``.
 
         Where the pre-activation is shared, ``u.input`` is the activated signal (appendix). The tensors are those of the
         graph, so gradients can be taken with respect to them; they are not copies.
@@ -202,5 +203,3 @@ def meta(spec: NetSpec) -> Network:
     """The network with shapes but without memory, for counting."""
     with torch.device("meta"):
         return Network(spec)
-
-

@@ -33,4 +33,3 @@ def activation(pattern: str, width: int, dialect: Dialect) -> nn.Module:
         return nn.ReLU() if pattern else nn.Identity()
     norm = BatchNormReLU if "R" in pattern else nn.BatchNorm2d
     return norm(width, eps=dialect.norm_eps, momentum=dialect.norm_momentum)
-

@@ -56,4 +56,3 @@ def load(path: Path) -> tuple[Network, dict[str, str]]:
     except RuntimeError as error:
         raise ValueError(f"the tensors of {file} do not fit its network: {error}") from None
     return model.eval(), metadata
-

@@ -1,7 +1,6 @@
 """How does a recipe become a trained network in a folder?"""
 
 import json
-import os
 import platform
 import signal
 import subprocess
@@ -22,7 +21,7 @@ from preresnet.data.loaders import TrainingBatches, evaluation_batches
 from preresnet.model import weights
 from preresnet.model.network import Network, build
 from preresnet.paper.networks import network
-from preresnet.recipe import Recipe
+from preresnet.recipe import Precision, Recipe
 from preresnet.spec import NetSpec, from_json, to_json
 from preresnet.train import checkpoint, runlog
 from preresnet.train.optim import set_lr, sgd, update
@@ -30,7 +29,7 @@ from preresnet.train.optim import set_lr, sgd, update
 RECIPE_FILE, NETWORK_FILE, RUN_FILE, RESULT_FILE = "recipe.json", "network.json", "run.json", "result.json"
 
 
-class Interrupted(Exception):
+class InterruptedRunError(Exception):
     """Ctrl-C or SIGTERM ended a run after its checkpoint was saved."""
 
     def __init__(self, signal_number: int, step: int, folder: Path) -> None:
@@ -38,7 +37,7 @@ class Interrupted(Exception):
         self.exit_code = 128 + signal_number
 
 
-class NotFinite(Exception):
+class NotFiniteError(Exception):
     """The loss became infinite or not a number."""
 
 
@@ -116,8 +115,8 @@ def train(request: Request) -> dict[str, Any]:
 
     Raises:
         ValueError: bad input; nothing was changed.
-        Interrupted: a signal ended the run; it can be resumed.
-        NotFinite: the loss was not finite; the last checkpoint was kept.
+        InterruptedRunError: a signal ended the run; it can be resumed.
+        NotFiniteError: the loss was not finite; the last checkpoint was kept.
     """
     recipe, out = request.recipe, request.out
     device = devices.choose(request.device)
@@ -155,12 +154,15 @@ def _loop(
     data: sets.ImageSet,
     normalisation: augment.Normalisation,
     device: torch.device,
-    precision: str,
+    precision: Precision,
     log: runlog.RunLog,
     kept: dict[str, str],
 ) -> None:
     recipe, last = request.recipe, request.recipe.schedule.steps
-    batches = TrainingBatches(data.train.to(device), recipe.data, normalisation, recipe.global_batch, request.seed)
+    small_steps = int(recipe.data.small_share * last) if recipe.data.small_size else 0
+    batches = TrainingBatches(
+        data.train.to(device), recipe.data, normalisation, recipe.global_batch, request.seed, small_steps
+    )
     held = data.evaluation.to(device)
     state.model.train()
     window = _Window(state)
@@ -192,7 +194,7 @@ def _loop(
                 checkpoint.save(request.out, state.model, state.optimizer, state.progress())
                 weights.save(request.out / weights.WEIGHTS_FILE, state.model, {"step": str(state.step), **kept})
             if stop and not done:
-                raise Interrupted(stop, state.step, request.out)
+                raise InterruptedRunError(stop, state.step, request.out)
             window = _Window(state)
 
 
@@ -215,7 +217,7 @@ class _Window:
         finite = losses.isfinite()
         if not finite.all():
             bad = int((~finite).nonzero()[0])
-            raise NotFinite(
+            raise NotFiniteError(
                 f"the loss was {losses[bad].item()} at step {self.start_step + bad + 1}; the run stopped. "
                 "The last checkpoint was kept; a lower learning rate or float32 may help"
             )
@@ -287,7 +289,7 @@ def _check_folder(request: Request, spec: NetSpec) -> None:
         raise ValueError(f"{out} holds another run ({'; '.join(changed)}); give the same values, or another --out")
 
 
-def _claim_folder(request: Request, spec: NetSpec, device: torch.device, precision: str) -> None:
+def _claim_folder(request: Request, spec: NetSpec, device: torch.device, precision: Precision) -> None:
     out = request.out
     if (out / RECIPE_FILE).is_file():
         return
@@ -299,7 +301,7 @@ def _claim_folder(request: Request, spec: NetSpec, device: torch.device, precisi
     (out / RECIPE_FILE).write_text(to_json(request.recipe) + "\n")
 
 
-def _provenance(request: Request, device: torch.device, precision: str) -> dict[str, Any]:
+def _provenance(request: Request, device: torch.device, precision: Precision) -> dict[str, Any]:
     """What a reader needs to repeat the run: command, versions, hardware."""
     from preresnet import __version__
 
@@ -321,17 +323,20 @@ def _provenance(request: Request, device: torch.device, precision: str) -> dict[
 def _commit() -> str:
     """The commit of this source tree, "+" where it was changed since; empty for an installed package."""
     here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()  # noqa: S603
+
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-        tracked = subprocess.run(["git", "-C", str(here), "ls-files", "--error-unmatch", __file__], capture_output=True)
+        git("ls-files", "--error-unmatch", __file__)  # else the package lies in somebody else's repository
+        return git("describe", "--always", "--dirty=+", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return ""
-    return found.stdout.strip() if tracked.returncode == 0 else ""
 
 
 def _result(
-    request: Request, state: State, data: sets.ImageSet, spec: NetSpec, device: torch.device, precision: str
+    request: Request, state: State, data: sets.ImageSet, spec: NetSpec, device: torch.device, precision: Precision
 ) -> dict[str, Any]:
     last, best = state.evaluations[-1], min(state.evaluations, key=lambda entry: entry["error_pct"])
     return {
