@@ -16,6 +16,7 @@ LAYERS = [
     {"inference"},
     {"trained"},
     {"train"},
+    {"display"},
     {"cli"},
     {"__main__"},
 ]

@@ -257,8 +257,8 @@ def test_streams_are_independent() -> None:
 
 
 def test_the_first_steps_can_be_on_small_images() -> None:
-    images = Images(random_images(10).pixels // 256, torch.arange(10))
-    images.pixels[:] = torch.arange(0, 250, 25, dtype=torch.uint8).view(10, 1, 1, 1)  # each image of one grey
+    greys = torch.arange(0, 250, 25, dtype=torch.uint8)  # each image of one grey
+    images = Images(greys.view(10, 1, 1, 1).expand(10, 6, 6, 3), torch.arange(10))
     spec = DataSpec(name="cifar10", pad=0, flip=False, image_size=6, small_size=3, small_share=0.5)
     normalisation = augment.Normalisation(torch.zeros(1, 1, 3), torch.ones(3))
     batches = TrainingBatches(images, spec, normalisation, 4, seed=0, small_steps=2)

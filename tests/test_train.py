@@ -16,8 +16,9 @@ import preresnet
 from preresnet.recipe import Optim, Recipe, Schedule
 from preresnet.spec import from_json, to_json
 from preresnet.train import runlog, trainer
+from preresnet.train.folder import Request
 from preresnet.train.optim import set_lr, sgd, update
-from preresnet.train.trainer import Request, train
+from preresnet.train.trainer import train
 
 NAME = "digits/resnet20-preact"
 

@@ -11,12 +11,11 @@ from typing import Annotated, Any, Literal
 import pydantic
 import tyro
 from rich.console import Console
-from rich.table import Table
 from tyro.conf import Positional, arg
 
-from preresnet.paper.networks import network, network_names
-from preresnet.paper.recipes import recipe, recipe_names
-from preresnet.paper.tables import ROWS
+from preresnet import display
+from preresnet.paper.networks import network
+from preresnet.paper.recipes import recipe
 from preresnet.recipe import Precision, Recipe
 from preresnet.spec import explain, from_json, to_json
 
@@ -36,7 +35,7 @@ class List:
 
     def run(self) -> int:
         """Print the list."""
-        (_list_models if self.what == "models" else _list_recipes)(self.json)
+        (display.models if self.what == "models" else display.recipes)(self.json)
         return 0
 
 
@@ -61,7 +60,7 @@ class Describe:
 
         spec = network(self.name, self.num_classes, self.in_channels) if not _is_file(self.name) else None
         if spec is None:
-            from preresnet.train.trainer import read_network
+            from preresnet.train.folder import read_network
 
             spec = read_network(Path(self.name))
             spec = replace(spec, num_classes=self.num_classes or spec.num_classes)
@@ -69,7 +68,7 @@ class Describe:
         if self.json:
             print(json.dumps(found, indent=1))
         else:
-            _print_description(found)
+            display.description(found)
         return 0
 
 
@@ -95,12 +94,12 @@ class Train:
 
     def run(self) -> int:
         """Train, and print where the run and its results are."""
-        from preresnet.train import trainer
+        from preresnet.train import folder, trainer
 
         chosen = self.recipe
         if self.holdout is not None:
             chosen = replace(chosen, data=replace(chosen.data, holdout=self.holdout))
-        request = trainer.Request(
+        request = folder.Request(
             recipe=chosen,
             out=self.out,
             seed=self.seed,
@@ -159,7 +158,7 @@ class Evaluate:
         if self.json:
             print(json.dumps(report))
         else:
-            _print_evaluation(report)
+            display.evaluation(report)
         return 0
 
 
@@ -192,7 +191,7 @@ class Predict:
         if self.json:
             print(json.dumps({"images": answers, "errors": broken}))
         else:
-            _print_answers(answers)
+            display.answers(answers)
         for message in broken.values():
             print(f"error: {message}", file=sys.stderr)
         return 2 if broken else 0
@@ -286,141 +285,3 @@ def _is_file(name: str) -> bool:
 def _fail(message: str) -> int:
     print(f"error: {message}", file=sys.stderr)
     return 2
-
-
-def _list_models(as_json: bool) -> None:
-    specs = {name: network(name) for name in network_names()}
-    if as_json:
-        print(json.dumps([{"name": name, "depth": spec.depth} for name, spec in specs.items()]))
-        return
-    table = Table("network", "depth", "units", "residual unit", "shortcut")
-    for name, spec in specs.items():
-        units = "+".join(str(stage.num_units) for stage in spec.stages)
-        table.add_row(name, str(spec.depth), units, spec.unit.kind, _shortcut_words(spec.unit.shortcut))
-    _show(table)
-
-
-def _shortcut_words(shortcut: Any) -> str:
-    fields = ", ".join(f"{key} {value:g}" for key, value in vars(shortcut).items() if isinstance(value, float))
-    return shortcut.kind.replace("_", " ") + (f" ({fields})" if fields else "")
-
-
-def _list_recipes(as_json: bool) -> None:
-    printed = {row.recipe: row for row in reversed(ROWS)}  # the first table that prints a number is named
-    recipes = {name: recipe(name) for name in recipe_names()}
-    if as_json:
-        entries = []
-        for name, one in recipes.items():
-            row = printed.get(name)
-            entries.append(
-                {
-                    "name": name,
-                    "network": one.network,
-                    "data": one.data.name,
-                    "steps": one.schedule.steps,
-                    "global_batch": one.global_batch,
-                    "paper_table": row.table if row else None,
-                    "paper_error_pct": row.error_pct if row else None,
-                }
-            )
-        print(json.dumps(entries))
-        return
-    table = Table("recipe", "steps", "batch", "learning rate", "printed", title="Recipes")
-    for name, one in recipes.items():
-        row = printed.get(name)
-        error = "" if row is None else "fail" if row.error_pct is None else f"{row.error_pct:.2f} %"
-        schedule = one.schedule
-        table.add_row(
-            name,
-            f"{schedule.steps:,}",
-            str(one.global_batch),
-            f"{schedule.lr:g}, {schedule.shape}",
-            f"Table {row.table}: {error}" if row else "",
-        )
-    _show(table)
-    print("Any network of `preresnet list models` trains as cifar10/NETWORK or cifar100/NETWORK.")
-
-
-def _print_description(found: dict[str, Any]) -> None:
-    table = Table("part", title=f"{found['name']}: {found['depth']} layers, input {_shape(found['input'])}")
-    for heading in ("units", "output", "parameters", "multiply-adds", "saved, float32", "saved, bfloat16"):
-        table.add_column(heading, justify="right")
-    whole = {**found, "part": "network", "units": None, "output": []}
-    for part in [*found["parts"], whole]:
-        if part is whole:
-            table.add_section()
-        table.add_row(
-            part["part"],
-            "" if part["units"] is None else str(part["units"]),
-            _shape(part["output"]),
-            f"{part['parameters']:,}",
-            f"{part['multiply_adds']:,}",
-            _mib(part["activation_bytes"]["float32"]),
-            _mib(part["activation_bytes"]["bfloat16"]),
-        )
-    _show(table)
-    print(
-        "Multiply-adds and saved activations are those of one image; activations as a plain training step keeps them."
-    )
-
-
-def _print_evaluation(report: dict[str, Any]) -> None:
-    out = Console(highlight=False)
-    out.print(
-        f"[bold]{report['split']} error {report['error_pct']:.2f} %[/]: {report['num_wrong']:,} of "
-        f"{report['num_images']:,} images wrong; loss {report['loss']:.4f}; "
-        f"calibration error {report['calibration']['ece_pct']:.2f} %"
-    )
-    table = Table("class", title="By class")
-    for heading in ("images", "wrong", "error %", "precision %"):
-        table.add_column(heading, justify="right")
-    for entry in report["classes"]:
-        numbers = (entry["error_pct"], entry["precision_pct"])
-        words = ("-" if number is None else f"{number:.2f}" for number in numbers)
-        table.add_row(entry["name"], str(entry["num_images"]), str(entry["num_wrong"]), *words)
-    _show(table)
-    if len(report["classes"]) <= 20:
-        names = [entry["name"] for entry in report["classes"]]
-        matrix = Table("true \\ answer", title="Confusion matrix (images)")
-        for name in names:
-            matrix.add_column(name[:5], justify="right")
-        for name, row in zip(names, report["confusion"], strict=True):
-            matrix.add_row(name, *(str(count) if count else "." for count in row))
-        _show(matrix)
-    bins = Table("confidence", title="Calibration of the likeliest answer")
-    for heading in ("images", "mean confidence %", "right %"):
-        bins.add_column(heading, justify="right")
-    for entry in report["calibration"]["bins"]:
-        bins.add_row(
-            f"{entry['from']:.2f} to {entry['to']:.2f}",
-            str(entry["num_images"]),
-            f"{entry['confidence_pct']:.1f}",
-            f"{entry['accuracy_pct']:.1f}",
-        )
-    _show(bins)
-
-
-def _print_answers(answers: list[dict[str, Any]]) -> None:
-    table = Table("image", "class", show_lines=False)
-    table.add_column("probability %", justify="right")
-    for answer in answers:
-        for rank, entry in enumerate(answer["top"]):
-            table.add_row(answer["image"] if rank == 0 else "", entry["class"], f"{100 * entry['probability']:.2f}")
-        table.add_section()
-    if answers:
-        _show(table)
-
-
-def _shape(shape: list[int]) -> str:
-    return "x".join(map(str, shape))
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.2f} MiB"
-
-
-def _show(table: Table) -> None:
-    console = Console()
-    if not console.is_terminal:  # a pipe has no width: cut nothing
-        console = Console(width=240)
-    console.print(table)

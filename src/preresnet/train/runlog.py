@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from preresnet.train.checkpoint import write_atomically
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -26,7 +28,8 @@ class RunLog:
     def __init__(self, folder: Path, steps: int, start: int) -> None:
         self.path = folder / METRICS_FILE
         kept = [line for line in read(folder) if line["step"] <= start]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_atomically(self.path, lambda path: path.write_text(text))
         self._file = open(self.path, "a", buffering=1)  # noqa: SIM115 - closed by `close`
         from torch.utils.tensorboard import SummaryWriter
 

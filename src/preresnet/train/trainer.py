@@ -1,12 +1,9 @@
 """How does a recipe become a trained network in a folder?"""
 
 import json
-import platform
 import signal
-import subprocess
-import sys
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,50 +17,22 @@ from preresnet.data import augment, sets
 from preresnet.data.loaders import TrainingBatches, evaluation_batches
 from preresnet.model import weights
 from preresnet.model.network import Network, build
-from preresnet.paper.networks import network
 from preresnet.recipe import Precision, Recipe
-from preresnet.spec import NetSpec, from_json, to_json
-from preresnet.train import checkpoint, runlog
+from preresnet.spec import NetSpec, to_json
+from preresnet.train import checkpoint, folder, runlog
 from preresnet.train.optim import set_lr, sgd, update
-
-RECIPE_FILE, NETWORK_FILE, RUN_FILE, RESULT_FILE = "recipe.json", "network.json", "run.json", "result.json"
 
 
 class InterruptedRunError(Exception):
     """Ctrl-C or SIGTERM ended a run after its checkpoint was saved."""
 
-    def __init__(self, signal_number: int, step: int, folder: Path) -> None:
-        super().__init__(f"stopped at step {step}; saved in {folder}. Continue with the same command and --resume")
+    def __init__(self, signal_number: int, step: int, out: Path) -> None:
+        super().__init__(f"stopped at step {step}; saved in {out}. Continue with the same command and --resume")
         self.exit_code = 128 + signal_number
 
 
 class NotFiniteError(Exception):
     """The loss became infinite or not a number."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One run: a recipe, a seed and a place.
-
-    Args:
-        recipe: what to do.
-        out: folder of the run.
-        seed: of the weights, the order of images, augmentation and dropout.
-        data_root: folder of the official files; None downloads.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        resume: continue the run in ``out`` if there is one.
-        name: of the recipe, for records.
-        command: that started the run, for records.
-    """
-
-    recipe: Recipe
-    out: Path
-    seed: int = 0
-    data_root: Path | None = None
-    device: str = "auto"
-    resume: bool = False
-    name: str = ""
-    command: str = ""
 
 
 @dataclass
@@ -83,31 +52,7 @@ class State:
         return {name: getattr(self, name) for name in names}
 
 
-def resolve_network(recipe: Recipe, num_classes: int, in_channels: int) -> NetSpec:
-    """The specification that a recipe trains: by name, or from a JSON file, fitted to the data's classes and channels.
-
-    Raises:
-        ValueError: no such network, or a file that holds none.
-    """
-    if not recipe.network.endswith(".json"):
-        return network(recipe.network, num_classes=num_classes, in_channels=in_channels)
-    return replace(read_network(Path(recipe.network)), num_classes=num_classes, in_channels=in_channels)
-
-
-def read_network(path: Path) -> NetSpec:
-    """A specification from a JSON file: one alone, or what ``preresnet describe NAME --json`` printed.
-
-    Raises:
-        ValueError: the file cannot be read, or a field is wrong.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"cannot read the network file {path}: {error}") from None
-    return from_json(NetSpec, json.dumps(content.get("spec", content) if isinstance(content, dict) else content))
-
-
-def train(request: Request) -> dict[str, Any]:
+def train(request: folder.Request) -> dict[str, Any]:
     """Train, evaluate, and leave in ``request.out`` all that came of it.
 
     Returns:
@@ -122,15 +67,15 @@ def train(request: Request) -> dict[str, Any]:
     device = devices.choose(request.device)
     precision = devices.resolve(recipe.precision, device)
     num_classes, in_channels, _ = sets.SHAPES[recipe.data.name]
-    spec = resolve_network(recipe, num_classes, in_channels)
-    _check_folder(request, spec)
+    spec = folder.resolve_network(recipe, num_classes, in_channels)
+    folder.check(request, spec)
     data = sets.load(recipe.data, request.data_root)
 
     torch.manual_seed(request.seed)
     model = build(spec, request.seed)
     devices.place(model, device)
     state = State(model, sgd(model, recipe.optim))
-    _claim_folder(request, spec, device, precision)
+    folder.claim(request, spec, device, precision)
     if (out / checkpoint.CHECKPOINT_FILE).is_file():
         for name, value in checkpoint.restore(out, state.model, state.optimizer).items():
             setattr(state, name, value)
@@ -143,14 +88,16 @@ def train(request: Request) -> dict[str, Any]:
     finally:
         log.close()
     result = _result(request, state, data, spec, device, precision)
-    checkpoint.write_atomically(out / RESULT_FILE, lambda path: path.write_text(json.dumps(result, indent=1) + "\n"))
+    checkpoint.write_atomically(
+        out / folder.RESULT_FILE, lambda path: path.write_text(json.dumps(result, indent=1) + "\n")
+    )
     runlog.draw_curve(out, f"{request.name or recipe.network}, seed {request.seed}")
     return result
 
 
 def _loop(
     state: State,
-    request: Request,
+    request: folder.Request,
     data: sets.ImageSet,
     normalisation: augment.Normalisation,
     device: torch.device,
@@ -268,75 +215,13 @@ def _words(line: dict[str, float], evaluations: list[dict[str, Any]]) -> str:
     return text
 
 
-def _check_folder(request: Request, spec: NetSpec) -> None:
-    """Refuse to touch a folder that holds something else than the run to be resumed."""
-    out = request.out
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; give another --out")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if not (out / RECIPE_FILE).is_file():
-        raise ValueError(f"{out} is not empty and holds no run; give another --out")
-    if not request.resume:
-        raise ValueError(f"{out} already holds a run; add --resume to continue it, or give another --out")
-    stored = from_json(Recipe, (out / RECIPE_FILE).read_text())
-    seed = json.loads((out / RUN_FILE).read_text())["seed"]
-    was, now = asdict(stored) | {"seed": seed}, asdict(request.recipe) | {"seed": request.seed}
-    changed = [f"{name}: {was[name]} there, {now[name]} now" for name in was if was[name] != now[name]]
-    if not changed and from_json(NetSpec, (out / NETWORK_FILE).read_text()) != spec:
-        changed = ["the network's specification"]
-    if changed:
-        raise ValueError(f"{out} holds another run ({'; '.join(changed)}); give the same values, or another --out")
-
-
-def _claim_folder(request: Request, spec: NetSpec, device: torch.device, precision: Precision) -> None:
-    out = request.out
-    if (out / RECIPE_FILE).is_file():
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    run = {"seed": request.seed, **_provenance(request, device, precision)}
-    (out / RUN_FILE).write_text(json.dumps(run, indent=1) + "\n")
-    (out / NETWORK_FILE).write_text(to_json(spec) + "\n")
-    # Written last: a folder with a recipe is a run with all it needs to be resumed.
-    (out / RECIPE_FILE).write_text(to_json(request.recipe) + "\n")
-
-
-def _provenance(request: Request, device: torch.device, precision: Precision) -> dict[str, Any]:
-    """What a reader needs to repeat the run: command, versions, hardware."""
-    from preresnet import __version__
-
-    return {
-        "command": request.command,
-        "name": request.name,
-        "precision": precision,
-        "device": devices.describe(device),
-        "versions": {
-            "preresnet": __version__,
-            "commit": _commit(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "system": sys.platform,
-        },
-    }
-
-
-def _commit() -> str:
-    """The commit of this source tree, "+" where it was changed since; empty for an installed package."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()  # noqa: S603
-
-    try:
-        git("ls-files", "--error-unmatch", __file__)  # else the package lies in somebody else's repository
-        return git("describe", "--always", "--dirty=+", "--exclude=*")
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
 def _result(
-    request: Request, state: State, data: sets.ImageSet, spec: NetSpec, device: torch.device, precision: Precision
+    request: folder.Request,
+    state: State,
+    data: sets.ImageSet,
+    spec: NetSpec,
+    device: torch.device,
+    precision: Precision,
 ) -> dict[str, Any]:
     last, best = state.evaluations[-1], min(state.evaluations, key=lambda entry: entry["error_pct"])
     return {
@@ -347,7 +232,7 @@ def _result(
         "loss": last["loss"],
         f"best_error_pct_chosen_on_{data.split}": best["error_pct"],
         "seed": request.seed,
-        **_provenance(request, device, precision),
+        **folder.provenance(request, device, precision),
         "parameters": sum(p.numel() for p in state.model.parameters()),
         "train_seconds": round(state.train_seconds, 1),
         "images_per_s": round(state.step * request.recipe.global_batch / max(state.train_seconds, 1e-9), 1),

@@ -1,0 +1,154 @@
+"""What does a person see in the terminal?"""
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from preresnet.paper.networks import network, network_names
+from preresnet.paper.recipes import recipe, recipe_names
+from preresnet.paper.tables import ROWS
+
+
+def models(as_json: bool) -> None:
+    """Every network that has a name."""
+    specs = {name: network(name) for name in network_names()}
+    if as_json:
+        print(json.dumps([{"name": name, "depth": spec.depth} for name, spec in specs.items()]))
+        return
+    table = Table("network", "depth", "units", "residual unit", "shortcut")
+    for name, spec in specs.items():
+        units = "+".join(str(stage.num_units) for stage in spec.stages)
+        table.add_row(name, str(spec.depth), units, spec.unit.kind, _shortcut_words(spec.unit.shortcut))
+    _show(table)
+
+
+def _shortcut_words(shortcut: Any) -> str:
+    fields = ", ".join(f"{key} {value:g}" for key, value in vars(shortcut).items() if isinstance(value, float))
+    return shortcut.kind.replace("_", " ") + (f" ({fields})" if fields else "")
+
+
+def recipes(as_json: bool) -> None:
+    """Every recipe that has a name, with what the paper printed for it."""
+    printed = {row.recipe: row for row in reversed(ROWS)}  # the first table that prints a number is named
+    recipes = {name: recipe(name) for name in recipe_names()}
+    if as_json:
+        entries = []
+        for name, one in recipes.items():
+            row = printed.get(name)
+            entries.append(
+                {
+                    "name": name,
+                    "network": one.network,
+                    "data": one.data.name,
+                    "steps": one.schedule.steps,
+                    "global_batch": one.global_batch,
+                    "paper_table": row.table if row else None,
+                    "paper_error_pct": row.error_pct if row else None,
+                }
+            )
+        print(json.dumps(entries))
+        return
+    table = Table("recipe", "steps", "batch", "learning rate", "printed", title="Recipes")
+    for name, one in recipes.items():
+        row = printed.get(name)
+        error = "" if row is None else "fail" if row.error_pct is None else f"{row.error_pct:.2f} %"
+        schedule = one.schedule
+        table.add_row(
+            name,
+            f"{schedule.steps:,}",
+            str(one.global_batch),
+            f"{schedule.lr:g}, {schedule.shape}",
+            f"Table {row.table}: {error}" if row else "",
+        )
+    _show(table)
+    print("Any network of `preresnet list models` trains as cifar10/NETWORK or cifar100/NETWORK.")
+
+
+def description(found: dict[str, Any]) -> None:
+    """What `preresnet.model.describe.describe` found, with a ``name``."""
+    table = Table("part", title=f"{found['name']}: {found['depth']} layers, input {_shape(found['input'])}")
+    for heading in ("units", "output", "parameters", "multiply-adds", "saved, float32", "saved, bfloat16"):
+        table.add_column(heading, justify="right")
+    whole = {**found, "part": "network", "units": None, "output": []}
+    for part in [*found["parts"], whole]:
+        if part is whole:
+            table.add_section()
+        table.add_row(
+            part["part"],
+            "" if part["units"] is None else str(part["units"]),
+            _shape(part["output"]),
+            f"{part['parameters']:,}",
+            f"{part['multiply_adds']:,}",
+            _mib(part["activation_bytes"]["float32"]),
+            _mib(part["activation_bytes"]["bfloat16"]),
+        )
+    _show(table)
+    print(
+        "Multiply-adds and saved activations are those of one image; activations as a plain training step keeps them."
+    )
+
+
+def evaluation(report: dict[str, Any]) -> None:
+    """What `preresnet.inference.full_report` found, with its ``split``."""
+    out = Console(highlight=False)
+    out.print(
+        f"[bold]{report['split']} error {report['error_pct']:.2f} %[/]: {report['num_wrong']:,} of "
+        f"{report['num_images']:,} images wrong; loss {report['loss']:.4f}; "
+        f"calibration error {report['calibration']['ece_pct']:.2f} %"
+    )
+    table = Table("class", title="By class")
+    for heading in ("images", "wrong", "error %", "precision %"):
+        table.add_column(heading, justify="right")
+    for entry in report["classes"]:
+        numbers = (entry["error_pct"], entry["precision_pct"])
+        words = ("-" if number is None else f"{number:.2f}" for number in numbers)
+        table.add_row(entry["name"], str(entry["num_images"]), str(entry["num_wrong"]), *words)
+    _show(table)
+    if len(report["classes"]) <= 20:
+        names = [entry["name"] for entry in report["classes"]]
+        matrix = Table("true \\ answer", title="Confusion matrix (images)")
+        for name in names:
+            matrix.add_column(name[:5], justify="right")
+        for name, row in zip(names, report["confusion"], strict=True):
+            matrix.add_row(name, *(str(count) if count else "." for count in row))
+        _show(matrix)
+    bins = Table("confidence", title="Calibration of the likeliest answer")
+    for heading in ("images", "mean confidence %", "right %"):
+        bins.add_column(heading, justify="right")
+    for entry in report["calibration"]["bins"]:
+        bins.add_row(
+            f"{entry['from']:.2f} to {entry['to']:.2f}",
+            str(entry["num_images"]),
+            f"{entry['confidence_pct']:.1f}",
+            f"{entry['accuracy_pct']:.1f}",
+        )
+    _show(bins)
+
+
+def answers(found: list[dict[str, Any]]) -> None:
+    """What `preresnet.trained.predict` answered."""
+    table = Table("image", "class", show_lines=False)
+    table.add_column("probability %", justify="right")
+    for answer in found:
+        for rank, entry in enumerate(answer["top"]):
+            table.add_row(answer["image"] if rank == 0 else "", entry["class"], f"{100 * entry['probability']:.2f}")
+        table.add_section()
+    if found:
+        _show(table)
+
+
+def _shape(shape: list[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.2f} MiB"
+
+
+def _show(table: Table) -> None:
+    console = Console()
+    if not console.is_terminal:  # a pipe has no width: cut nothing
+        console = Console(width=240)
+    console.print(table)
