@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -113,7 +114,8 @@ class Train:
         words = Console(highlight=False, soft_wrap=True)
         words.print(
             f"[bold]{result['split']} error {result['error_pct']:.2f} %[/] at the last step: "
-            f"{result['steps']:,} steps, {result['num_images']:,} images, {result['images_per_s']:,.0f} images/s"
+            f"{result['steps']:,} steps, {result['num_images']:,} {result['split']} images, "
+            f"trained at {result['images_per_s']:,.0f} images/s"
         )
         words.print(f"run      {self.out}")
         words.print(f"picture  {self.out / 'curve.png'}")
@@ -245,9 +247,10 @@ def _parse(arguments: list[str]) -> Any:
 
         print(__version__)
         raise SystemExit(0)
-    if arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-"):
+    name = _first_positional(arguments[1:]) if arguments[:1] == ["train"] else None
+    if name is not None:
         # The recipe decides the defaults of all other options, so it is read first.
-        default = Train(name=arguments[1], out=tyro.MISSING, recipe=_recipe(arguments[1]))
+        default = Train(name=name, out=tyro.MISSING, recipe=_recipe(name))
         return tyro.cli(Train, prog=f"{PROGRAM} train", args=arguments[1:], default=default)
     return tyro.extras.subcommand_cli_from_dict(
         COMMANDS,
@@ -255,6 +258,20 @@ def _parse(arguments: list[str]) -> Any:
         description="Identity mappings in deep residual networks: networks, training, evaluation.",
         args=arguments,
     )
+
+
+def _first_positional(arguments: list[str]) -> str | None:
+    """The first argument that is neither an option nor an option's value."""
+    before = ""
+    for argument in arguments:
+        takes_value = before.startswith("--") and "=" not in before and not _SWITCH.fullmatch(before)
+        if not argument.startswith("-") and not takes_value:
+            return argument
+        before = argument
+    return None
+
+
+_SWITCH = re.compile(r"--(\w+\.)?(no-)?(resume|flip|nesterov|decay-all)")
 
 
 def _recipe(name: str) -> Recipe:

@@ -4,7 +4,7 @@ import os
 import platform
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from preresnet.recipe import Precision
 
@@ -53,11 +53,6 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 def place(model: nn.Module, device: torch.device) -> nn.Module:
     """Move a model to a device, its weights in channels_last: the layout in which convolutions are fastest."""
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """(n, c, h, w) -> the same, stored with channels innermost."""
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def describe(device: torch.device) -> str:

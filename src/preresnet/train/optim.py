@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from preresnet.recipe import Optim
+from preresnet.device import autocast
+from preresnet.recipe import Optim, Precision
 
 
 def sgd(model: nn.Module, optim: Optim) -> torch.optim.SGD:
@@ -77,16 +78,21 @@ def _nearest_orthogonal(x: Tensor, iterations: int = 3) -> Tensor:
     """All singular values to about 1, by Newton-Schulz iterations: (k, m, n) -> (k, m, n)."""
     a, b, c = 3.4445, -4.7750, 2.0315  # Muon's quintic: steep at 0, so that three iterations do
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
-    if wide := x.shape[1] > x.shape[2]:
+    if tall := x.shape[1] > x.shape[2]:
         x = x.mT
     for _ in range(iterations):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if wide else x
+    return x.mT if tall else x
 
 
 def update(
-    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, norm_batch: int | None, precision: str
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    y: Tensor,
+    norm_batch: int | None,
+    precision: Precision,
 ) -> tuple[Tensor, Tensor]:
     """One weight update; nothing here waits for the device.
 
@@ -108,7 +114,7 @@ def update(
     size = norm_batch or len(y)
     loss_sum, wrong = torch.zeros((), device=x.device, dtype=dtype), torch.zeros((), device=x.device, dtype=torch.long)
     for part, labels in zip(x.split(size), y.split(size), strict=True):
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        with autocast(x.device, precision):
             output = model(part)
         loss = nn.functional.cross_entropy(output.to(dtype), labels, reduction="sum") / len(y)
         loss.backward()
