@@ -196,10 +196,9 @@ def test_a_closed_shortcut_only_gate_is_the_baseline() -> None:
 def test_an_identity_1x1_convolution_is_the_baseline() -> None:
     plain, projected = baseline_and(Conv1x1(norm=False))
     for unit in (module for module in projected.modules() if isinstance(module, ResidualUnit)):
-        weight = unit.join.shortcut.conv.weight.data  # type: ignore[union-attr]
-        weight.zero_()
-        for channel in range(weight.shape[1]):  # type: ignore[index]
-            weight[channel, channel] = 1.0  # type: ignore[index, operator]
+        projection = unit.join.shortcut
+        assert isinstance(projection, Projection)
+        nn.init.dirac_(projection.conv.weight)
     assert torch.allclose(plain(images()), projected(images()), rtol=1e-12)
 
 

@@ -25,11 +25,11 @@ def _authors_code(name: str) -> Recipe:
 OWN: dict[str, Recipe] = {
     "cifar10/resnet20-preact-quick": Recipe(
         network="resnet20-preact",
-        data=DataSpec(name="cifar10", pad=3, small_size=24, small_share=0.6),
-        optim=Optim(nesterov=True, weight_decay=5e-4, orthogonal_scale=0.25),
-        schedule=Schedule(steps=3_340, lr=0.2, shape="one_cycle", warmup_steps=668),
-        eval_every=668,
-        save_every=334,
+        data=DataSpec(name="cifar10", pad=2, small_size=24, small_share=0.6),
+        optim=Optim(nesterov=True, weight_decay=2e-4, orthogonal_scale=0.15),
+        schedule=Schedule(steps=3_300, lr=0.2, shape="one_cycle", warmup_steps=660),
+        eval_every=660,
+        save_every=330,
     ),
     "digits/resnet20-preact": Recipe(
         network="resnet20-preact",
