@@ -367,3 +367,10 @@ def test_a_wrong_field_is_named(change: object, words: str) -> None:
     line = explain(caught.value)
     assert re.search(words, line), line
     assert "\n" not in line
+
+
+def test_the_page_of_printed_numbers_is_the_table() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "guide" / "paper.md").read_text()
+    found = re.findall(r"^\| `(.+?)` \| (\S+) \|", page, flags=re.MULTILINE)
+    expected = [(row.recipe, "fail" if row.error_pct is None else f"{row.error_pct:.2f}") for row in tables.ROWS]
+    assert found == expected
