@@ -21,6 +21,7 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/basedpyright
 
+docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(READY)  ## the site, in site/
 	$(BIN)/mkdocs build --strict --quiet
 
