@@ -54,7 +54,7 @@ def ours(name: str, batch: int, device: torch.device) -> Callable[[], None]:
 
 def peer(name: str, batch: int, device: torch.device) -> Callable[[], None]:
     """pytorchcv's network as its users run it: float32, default layout, PyTorch's SGD as it comes."""
-    from pytorchcv.model_provider import get_model
+    from pytorchcv.model_provider import get_model  # pyright: ignore[reportMissingImports] - an extra
 
     model = get_model(PEERS[name]).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)

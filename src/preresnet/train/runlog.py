@@ -108,7 +108,7 @@ def draw_curve(folder: Path, title: str) -> Path | None:
     right.plot(steps, errors, "o-", markersize=2.5, color="tab:blue", label=f"{splits[-1]} error (right)")
     right.set_ylabel(f"{splits[-1]} error, %")
     right.set_ylim(bottom=0)
-    right.annotate(f"{errors[-1]:.2f} %", (steps[-1], errors[-1]), (-4, 8), textcoords="offset points", ha="right")
+    right.annotate(f"{errors[-1]:.2f} %", (steps[-1], errors[-1]), (0, -14), textcoords="offset points", ha="right")
     handles = left.get_lines() + right.get_lines()
     right.legend(handles, [str(handle.get_label()) for handle in handles], loc="upper right", frameon=False)
     left.spines["top"].set_visible(False)
