@@ -23,7 +23,7 @@ types: $(READY)
 
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(READY)  ## the site, in site/
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 bench: $(READY)  ## training speed against pytorchcv, in one interleaved run
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[peers]'
