@@ -48,8 +48,8 @@ class Describe:
     """A network by name, or the path of its specification as JSON."""
     num_classes: int | None = None
     """Classes; by default 1,000 for an ImageNet network and 10 otherwise."""
-    in_channels: int = 3
-    """Channels of an input image."""
+    in_channels: int | None = None
+    """Channels of an input image; by default 3, or what the file says."""
     input_size: int | None = None
     """Height and width of the input; by default 224 for an ImageNet network and 32 otherwise."""
     json: bool = False
@@ -59,12 +59,14 @@ class Describe:
         """Print the description."""
         from preresnet.model.describe import describe
 
-        spec = network(self.name, self.num_classes, self.in_channels) if not _is_file(self.name) else None
-        if spec is None:
+        if _is_file(self.name):
             from preresnet.train.folder import read_network
 
             spec = read_network(Path(self.name))
-            spec = replace(spec, num_classes=self.num_classes or spec.num_classes)
+        else:
+            spec = network(self.name)
+        given = {"num_classes": self.num_classes, "in_channels": self.in_channels}
+        spec = replace(spec, **{name: value for name, value in given.items() if value is not None})
         found = {"name": self.name, **describe(spec, self.input_size), "spec": json.loads(to_json(spec))}
         if self.json:
             print(json.dumps(found, indent=1))
