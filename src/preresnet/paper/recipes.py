@@ -27,9 +27,9 @@ OWN: dict[str, Recipe] = {
         network="resnet20-preact",
         data=DataSpec(name="cifar10", pad=2, small_size=24, small_share=0.6),
         optim=Optim(nesterov=True, weight_decay=2e-4, orthogonal_scale=0.15),
-        schedule=Schedule(steps=3_300, lr=0.2, shape="one_cycle", warmup_steps=660),
-        eval_every=660,
-        save_every=330,
+        schedule=Schedule(steps=3_000, lr=0.2, shape="one_cycle", warmup_steps=600),
+        eval_every=600,
+        save_every=300,
     ),
     "digits/resnet20-preact": Recipe(
         network="resnet20-preact",
