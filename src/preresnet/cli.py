@@ -52,6 +52,8 @@ class Describe:
     """Channels of an input image; by default 3, or what the file says."""
     input_size: int | None = None
     """Height and width of the input; by default 224 for an ImageNet network and 32 otherwise."""
+    batch: int = 128
+    """Images of the training step whose memory is predicted."""
     json: bool = False
     """Print JSON instead of a table; "spec" in it is the specification, which --network and this command take."""
 
@@ -67,7 +69,7 @@ class Describe:
             spec = network(self.name)
         given = {"num_classes": self.num_classes, "in_channels": self.in_channels}
         spec = replace(spec, **{name: value for name, value in given.items() if value is not None})
-        found = {"name": self.name, **describe(spec, self.input_size), "spec": json.loads(to_json(spec))}
+        found = {"name": self.name, **describe(spec, self.input_size, self.batch), "spec": json.loads(to_json(spec))}
         if self.json:
             print(json.dumps(found, indent=1))
         else:
@@ -91,6 +93,8 @@ class Train:
     """auto, cpu, cuda or cuda:N."""
     resume: bool = False
     """Continue the run in --out, or start it if there is none."""
+    memory: Literal["auto", "plain", "recompute", "units", "sqrt"] = "auto"
+    """What the backward pass recomputes to save memory; results are the same. auto: the least that fits."""
     holdout: int | None = None
     """Train on all but N training images and evaluate on those, never on the test set (data.holdout)."""
     recipe: Annotated[Recipe, arg(name="")] = ANY_RECIPE
@@ -109,6 +113,7 @@ class Train:
             data_root=self.data_root,
             device=self.device,
             resume=self.resume,
+            memory=self.memory,
             name=self.name,
             command=shlex.join([PROGRAM, *sys.argv[1:]]),
         )

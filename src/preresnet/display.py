@@ -88,6 +88,19 @@ def description(found: dict[str, Any]) -> None:
     print(
         "Multiply-adds and saved activations are those of one image; activations as a plain training step keeps them."
     )
+    training, fused = found["training"], found["fused"]
+    memory = Table(
+        "memory plan",
+        title=f"Predicted memory of a training step: batch {training['batch']}, bfloat16, with weights and optimiser",
+    )
+    memory.add_column("MiB", justify="right")
+    for plan, peak in training["peak_bytes"].items():
+        memory.add_row(plan, _mib(peak))
+    _show(memory)
+    print(
+        f"Fused: {fused['norms']} norms, each with its ReLU; plain: {fused['lone_relus']} ReLUs without a norm. "
+        f"{fused['recomputing']} of {fused['convolutions']} convolutions can recompute their input."
+    )
 
 
 def evaluation(report: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""How many parameters, multiply-adds and bytes of saved activations does a network have, stage by stage?"""
+"""How many parameters, multiply-adds and bytes of memory does a network have, and what of it runs fused?"""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from preresnet.model import memory
 from preresnet.model.network import Network, meta
+from preresnet.model.preactivation import Norm
+from preresnet.model.units import ResidualUnit
 from preresnet.spec import NetSpec
 
 IMAGENET_SIZE, CIFAR_SIZE = 224, 32
@@ -17,7 +20,7 @@ def default_size(spec: NetSpec) -> int:
     return IMAGENET_SIZE if spec.stem.activated else CIFAR_SIZE
 
 
-def describe(spec: NetSpec, size: int | None = None) -> dict[str, Any]:
+def describe(spec: NetSpec, size: int | None = None, batch: int = 128) -> dict[str, Any]:
     """Count a network by running it without memory (on PyTorch's meta device).
 
     Multiply-adds are those of convolutions and the classifier, as papers count them. Saved activations are what
@@ -27,19 +30,23 @@ def describe(spec: NetSpec, size: int | None = None) -> dict[str, Any]:
     Args:
         spec: the network.
         size: height and width of the input; by default 224 for an ImageNet stem and 32 otherwise.
+        batch: images of the training step whose memory is predicted.
 
     Returns:
         ``depth``, ``input`` (c, h, w), ``parameters``, ``multiply_adds`` (of one image), ``activation_bytes`` (of one
-        image, by precision), and ``parts``: the same for stem, each stage and head, with ``output`` shapes.
+        image, by precision), ``parts``: the same for stem, each stage and head, with ``output`` shapes; ``training``:
+        ``batch`` and ``peak_bytes`` of a step in bfloat16 by memory plan (`preresnet.model.memory`); and ``fused``,
+        what of it the fused operations compute (`fused`).
 
     Raises:
-        ValueError: a size below 1.
+        ValueError: a size or a batch below 1.
     """
     size = default_size(spec) if size is None else size
-    if size < 1:
-        raise ValueError(f"input size {size}; it must be 1 or more")
-    full = _count(meta(spec), size)
-    half = _count(meta(spec).to(torch.bfloat16), size)
+    for name, value in (("input size", size), ("batch", batch)):
+        if value < 1:
+            raise ValueError(f"{name} {value}; it must be 1 or more")
+    full = _count(memory.without_memory(spec, "float32"), size, torch.float32)
+    half = _count(memory.without_memory(spec, "bfloat16"), size, torch.bfloat16)
     parts = []
     for name, part in full.items():
         parts.append(
@@ -59,10 +66,39 @@ def describe(spec: NetSpec, size: int | None = None) -> dict[str, Any]:
             for precision in ("float32", "bfloat16")
         },
         "parts": parts,
+        "training": {
+            "batch": batch,
+            "peak_bytes": {
+                plan: memory.predict(spec, size, max(batch, 2), "bfloat16", plan)["peak_bytes"] for plan in memory.PLANS
+            },
+        },
+        "fused": fused(meta(spec)),
     }
 
 
-def _count(model: Network, size: int) -> dict[str, dict[str, Any]]:
+def fused(model: Network) -> dict[str, int]:
+    """What the fused operations compute in training, and what PyTorch's own do.
+
+    Returns:
+        ``norms`` (each in one operation with its ReLU), ``lone_relus`` (without a norm before them: plain),
+        ``convolutions``, and of those ``recomputing``: whose input the plans ``recompute`` and ``sqrt`` compute again.
+    """
+    recomputing = 0
+    for unit in model.modules():
+        if isinstance(unit, ResidualUnit):
+            before = [unit.pre] if not unit.shared else []
+            before += [layer for layer in unit.residual if not isinstance(layer, nn.Conv2d)]
+            ends_in_norm = not isinstance(unit.residual[-1], nn.Conv2d)
+            recomputing += sum(isinstance(layer, Norm) for layer in before) - ends_in_norm
+    return {
+        "norms": sum(isinstance(module, Norm) for module in model.modules()),
+        "lone_relus": sum(isinstance(module, nn.ReLU) for module in model.modules()),
+        "convolutions": sum(isinstance(module, nn.Conv2d) for module in model.modules()),
+        "recomputing": recomputing,
+    }
+
+
+def _count(model: Network, size: int, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
     stages = [(f"stage {number}", stage) for number, stage in enumerate(model.stages, start=1)]
     named: list[tuple[str, nn.Module]] = [("stem", model.stem), *stages, ("head", model.head)]
     parts: dict[str, dict[str, Any]] = {
@@ -76,15 +112,13 @@ def _count(model: Network, size: int) -> dict[str, dict[str, Any]]:
         for name, module in named
     }
     batch = 2  # a batch norm refuses a single value a channel, which a small input can come down to
-    kept: dict[int, Tensor] = {}
-    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    saved = memory.Saved(model)
     current = "stem"
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in kept and storage._cdata not in own:
-            kept[storage._cdata] = tensor  # kept alive, so that no other storage takes its place
-            parts[current]["bytes"] += storage.nbytes() // batch
+        before = saved.bytes
+        saved.add(tensor)
+        parts[current]["bytes"] += (saved.bytes - before) // batch
         return tensor
 
     def enter(name: str) -> Callable[..., None]:
@@ -112,8 +146,8 @@ def _count(model: Network, size: int) -> dict[str, dict[str, Any]]:
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(work)
-    dtype = next(model.parameters()).dtype
     x = torch.empty(batch, model.spec.in_channels, size, size, device="meta", dtype=dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model(x)
     return parts

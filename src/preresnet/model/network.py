@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from preresnet.model.preactivation import activation
+from preresnet.model.preactivation import activation, recomputed
 from preresnet.model.shortcuts import conv
 from preresnet.model.units import ResidualUnit
 from preresnet.spec import NetSpec
@@ -29,15 +29,26 @@ class Stem(nn.Module):
 
 
 class Stage(nn.Module):
-    """Residual units that share one resolution."""
+    """Residual units that share one resolution.
+
+    Attributes:
+        segment: how many units are recomputed together in the backward pass, from what enters the first of them; 0
+            recomputes none (`preresnet.model.memory`).
+    """
 
     def __init__(self, units: list[ResidualUnit]) -> None:
         super().__init__()
+        self.segment = 0
         self.units = nn.Sequential(*units)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c_in, h, w) -> (n, c_out, h / stride, w / stride)."""
-        return self.units(x)
+        if not (self.segment and torch.is_grad_enabled()):
+            return self.units(x)
+        units = list(self.units)
+        for first in range(0, len(units), self.segment):
+            x = recomputed(units[first : first + self.segment], x)
+        return x
 
 
 class Head(nn.Module):

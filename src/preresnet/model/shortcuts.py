@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from preresnet import spec
-from preresnet.model.preactivation import activation
+from preresnet.model.preactivation import activation, add
 from preresnet.spec import Dialect, UnitShape
 
 
@@ -30,7 +30,8 @@ class ZeroPad(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) -> (n, c + new, ceil(h / stride), ceil(w / stride))."""
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
+        # A mean over one element is that element; unlike a strided view, its gradient keeps the memory layout of x.
+        return F.pad(F.avg_pool2d(x, 1, self.stride), (0, 0, 0, 0, 0, self.new_channels))
 
 
 class Projection(nn.Module):
@@ -75,7 +76,8 @@ class IdentityJoin(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """Both (n, c, h, w) after the shortcut -> (n, c, h, w)."""
-        return self.shortcut(x) + residual
+        shortcut = self.shortcut(x)
+        return add(shortcut, residual) if self.training else shortcut + residual
 
 
 class ScaledJoin(nn.Module):
@@ -128,15 +130,15 @@ class DropoutJoin(nn.Module):
     def __init__(self, shortcut: nn.Module, dropout: spec.Dropout) -> None:
         super().__init__()
         self.shortcut = shortcut
-        self.dropout = dropout
+        self.rescale = dropout.rescale
+        self.dropout = nn.Dropout(dropout.p)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """Both (n, c, h, w) after the shortcut -> (n, c, h, w)."""
-        keep = 1 - self.dropout.p
-        kept = F.dropout(self.shortcut(x), self.dropout.p, self.training)  # kept elements are divided by `keep`
-        if self.dropout.rescale:
+        kept = self.dropout(self.shortcut(x))  # kept elements are divided by the share that is kept
+        if self.rescale:
             return kept + residual
-        return keep * kept + residual  # training: the mask alone; evaluation: its expectation
+        return (1 - self.dropout.p) * kept + residual  # training: the mask alone; evaluation: its expectation
 
 
 def _dimension_change(shape: UnitShape, unit: spec.UnitSpec, dialect: Dialect) -> nn.Module:

@@ -4,6 +4,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from preresnet.model import preactivation
 from preresnet.model.preactivation import activation
 from preresnet.model.shortcuts import conv, join
 from preresnet.spec import Dialect, UnitShape, UnitSpec
@@ -18,11 +19,15 @@ class ResidualUnit(nn.Module):
         shape: this unit's channels, stride, pre-activation and shortcut.
         unit: what all units of the network have in common.
         dialect: details in which implementations differ.
+
+    Attributes:
+        recompute: whether what the convolutions of the residual branch read is recomputed in the backward pass.
     """
 
     def __init__(self, shape: UnitShape, unit: UnitSpec, dialect: Dialect) -> None:
         super().__init__()
         self.shared = shape.shared
+        self.recompute = False
         self.pre = activation(shape.pre, shape.in_width, dialect)
         self.residual = _residual(shape, unit, dialect)
         self.join = join(shape, unit, dialect)
@@ -30,10 +35,35 @@ class ResidualUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c_in, h, w) -> (n, c_out, ceil(h / stride), ceil(w / stride))."""
-        activated = self.pre(x)
+        if self.recompute and not preactivation.observed(self.residual, self.join):
+            residual, x = self._recomputing(x)
+        elif self.shared or preactivation.observed(self.join):  # who looks at the join wants x_l itself, not a fork
+            activated = self.pre(x)
+            residual = self.residual(activated)
+            x = activated if self.shared else x
+        else:
+            activated, x = preactivation.fork(self.pre, x)
+            residual = self.residual(activated)
+        return self.after_add(self.join(x, residual))
+
+    def _recomputing(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The residual and what enters the shortcut; each norm and the convolution behind it are one operation."""
+        norm: nn.Module = self.pre
         if self.shared:
-            x = activated
-        return self.after_add(self.join(x, self.residual(activated)))
+            x, norm = self.pre(x), _NOTHING
+        shortcut = h = x
+        for number, layer in enumerate(self.residual):
+            if not isinstance(layer, nn.Conv2d):
+                norm = layer
+                continue
+            h, source = preactivation.convolve(norm, layer, h)
+            if number == 0:
+                shortcut = source
+            norm = _NOTHING
+        return norm(h), shortcut
+
+
+_NOTHING = nn.Identity()
 
 
 def _residual(shape: UnitShape, unit: UnitSpec, dialect: Dialect) -> nn.Sequential:

@@ -6,11 +6,12 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 import preresnet.device as devices
+from preresnet.model.memory import Plan
 from preresnet.paper.networks import network
 from preresnet.recipe import Precision, Recipe
 from preresnet.spec import NetSpec, from_json, to_json
@@ -29,6 +30,7 @@ class Request:
         data_root: folder of the official files; None downloads.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         resume: continue the run in ``out`` if there is one.
+        memory: a plan of `preresnet.model.memory`, or ``auto``: the one that computes least among those that fit.
         name: of the recipe, for records.
         command: that started the run, for records.
     """
@@ -39,6 +41,7 @@ class Request:
     data_root: Path | None = None
     device: str = "auto"
     resume: bool = False
+    memory: Literal["auto"] | Plan = "auto"
     name: str = ""
     command: str = ""
 

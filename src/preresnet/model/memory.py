@@ -1,0 +1,160 @@
+"""How much memory does a training step take, and which plan makes it fit?
+
+| plan | what the backward pass finds in memory | what it computes again |
+|---|---|---|
+| plain | the input of every norm and of every convolution | nothing |
+| recompute | the input of every norm | normalise and ReLU, one pass over memory each time |
+| units | the input of every residual unit | the whole forward pass |
+| sqrt | about sqrt(n) of n unit inputs a stage | the whole forward pass, and normalise and ReLU once more |
+
+All give the same loss and gradients, bit for bit: what is computed again uses the batch statistics of the first time.
+
+Source: Chen et al., 2016, "Training deep nets with sublinear memory cost", for ``units`` and ``sqrt``.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from preresnet.model.network import Network, Stage, meta
+from preresnet.model.units import ResidualUnit
+from preresnet.spec import NetSpec
+
+Plan = Literal["plain", "recompute", "units", "sqrt"]
+PLANS: tuple[Plan, ...] = get_args(Plan)
+
+OPTIMISER_BYTES = 12  # of a parameter: float32 weight, gradient and momentum
+WORKING_MAPS = 3  # of the largest size, beside what is saved: two gradients, and what is being recomputed
+
+
+def set_plan(model: Network, plan: Plan) -> None:
+    """Choose what the network's backward pass will recompute.
+
+    Args:
+        model: changed in place; its weights and results are not.
+        plan: one of `PLANS`.
+
+    Raises:
+        ValueError: no such plan.
+    """
+    if plan not in PLANS:
+        raise ValueError(f"no memory plan {plan!r}; use {', '.join(PLANS)}")
+    for stage in model.stages:
+        assert isinstance(stage, Stage)
+        units = list(stage.units)
+        segments = {"units": len(units), "sqrt": round(math.sqrt(len(units)))}.get(plan, 0)
+        stage.segment = math.ceil(len(units) / segments) if segments else 0
+        for unit in units:
+            assert isinstance(unit, ResidualUnit)
+            unit.recompute = plan in ("recompute", "sqrt")
+
+
+class Saved:
+    """What autograd keeps while this is in use: each storage once, without parameters.
+
+    Args:
+        beside: storages counted there are not counted here.
+    """
+
+    def __init__(self, model: nn.Module, beside: "Saved | None" = None) -> None:
+        self._kept: dict[int, Tensor] = {}
+        self._others = set(beside._kept) if beside else set()
+        self._others |= {p.untyped_storage()._cdata for p in model.parameters()}
+        self.bytes = 0
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """Count a tensor's storage unless it is known."""
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._kept and storage._cdata not in self._others:
+            self._kept[storage._cdata] = tensor  # kept alive, so that no other storage takes its place
+            self.bytes += storage.nbytes()
+        return tensor
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count all that is saved inside."""
+        with torch.autograd.graph.saved_tensors_hooks(self.add, lambda tensor: tensor):
+            yield
+
+
+def without_memory(spec: NetSpec, precision: str) -> Network:
+    """The network on the meta device in training mode, its operations in the types that autocast would choose."""
+    model = meta(spec).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if precision == "bfloat16":
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.to(torch.bfloat16)
+    return model
+
+
+def predict(spec: NetSpec, size: int, batch: int, precision: str, plan: Plan) -> dict[str, int]:
+    """Memory of a training step, from the shapes alone.
+
+    Args:
+        spec: the network.
+        size: height and width of the images.
+        batch: images in a step (those that one norm sees, where the recipe divides the batch).
+        precision: ``float32`` or ``bfloat16`` (autocast).
+        plan: what is recomputed.
+
+    Returns:
+        ``weights_bytes`` (weights, gradients and momentum), ``saved_bytes`` (activations held after the forward pass)
+        and ``peak_bytes`` (the most held at any time: weights, saved activations, the segment that is being
+        recomputed, and working space).
+    """
+    model = without_memory(spec, precision)
+    set_plan(model, plan)
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    x = torch.empty(batch, spec.in_channels, size, size, device="meta", dtype=dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    held = Saved(model)
+    most = largest = 0
+    with held.counting():
+        x = model.stem(x)
+    for stage in model.stages:
+        segment: int = stage.segment  # type: ignore[assignment]
+        units: list[ResidualUnit] = list(stage.units)  # type: ignore[arg-type]
+        for first in range(0, len(units), segment or len(units)):
+            inside = held
+            if segment:
+                held.add(x)
+                inside = Saved(model, beside=held)
+            with inside.counting():
+                for unit in units[first : first + segment] if segment else units:
+                    x = unit(x)
+                    largest = max(largest, x.nbytes)
+            most = max(most, held.bytes + (inside.bytes if segment else 0))
+    with held.counting():
+        model.head(x)
+    weights = OPTIMISER_BYTES * sum(p.numel() for p in model.parameters())
+    return {
+        "weights_bytes": weights,
+        "saved_bytes": held.bytes,
+        "peak_bytes": weights + max(most, held.bytes) + WORKING_MAPS * largest,
+    }
+
+
+def choose(spec: NetSpec, size: int, batch: int, precision: str, available: int) -> tuple[Plan, dict[str, Any]]:
+    """The plan that computes least among those that fit.
+
+    Args:
+        spec: the network.
+        size: height and width of the images.
+        batch: as in `predict`.
+        precision: as in `predict`.
+        available: bytes that a training step may take.
+
+    Returns:
+        The plan and its prediction; the leanest plan where none fits.
+    """
+    found: tuple[Plan, dict[str, Any]] | None = None
+    for plan in PLANS:
+        found = plan, predict(spec, size, batch, precision, plan)
+        if found[1]["peak_bytes"] <= available:
+            break
+    assert found is not None
+    return found
