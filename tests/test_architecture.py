@@ -16,6 +16,7 @@ LAYERS = [
     {"inference"},
     {"trained"},
     {"train"},
+    {"study"},
     {"display"},
     {"cli"},
     {"__main__"},

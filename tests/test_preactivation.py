@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from preresnet.model import passes, preactivation
-from preresnet.model.network import Network, build
+from preresnet.model.network import Network, build, set_fused
 from preresnet.model.preactivation import Norm, Tape, convolve, fork, taped
 from preresnet.model.units import ResidualUnit
 from preresnet.paper.networks import ORDERS
@@ -205,9 +205,8 @@ def network(order: str, kind: UnitKind, shortcut: Shortcut) -> NetSpec:
 
 def made(spec: NetSpec, dtype: torch.dtype, *, fused: bool, recompute: bool = False) -> Network:
     model = build(spec, 0).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    set_fused(model, fused)
     for module in model.modules():
-        if isinstance(module, Norm):
-            module.fused = fused
         if isinstance(module, ResidualUnit):
             module.recompute = recompute
     return model

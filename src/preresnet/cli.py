@@ -206,12 +206,72 @@ class Predict:
         return 2 if broken else 0
 
 
+@dataclass(frozen=True)
+class Bench:
+    """Measure speed and memory of a network beside other systems, in one interleaved run."""
+
+    name: Annotated[Positional[str], arg(metavar="NETWORK")]
+    """A network by name."""
+    batch: int = 128
+    """Images in a step."""
+    against: tuple[Literal["pytorchcv", "timm", "eager", "limit"], ...] = ("eager", "limit")
+    """pytorchcv and timm (pip install 'preresnet[peers]'), each as its users run it and at its best settings; eager:
+    ours in PyTorch's own operations; limit: ours with norms and ReLUs removed."""
+    inference: bool = False
+    """Measure answers instead of training steps."""
+    memory: tuple[Literal["plain", "recompute", "units", "sqrt"], ...] = ()
+    """Memory plans of ours, a row each; plain alone by default."""
+    precision: Precision = "auto"
+    """auto, float32 or bfloat16: of all but the others' default."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    rounds: int = 7
+    """Interleaved rounds, of which medians are taken."""
+    steps: int = 3
+    """Steps of each system in a round."""
+    out: Path | None = None
+    """Write the result to this new JSON file, and a bar chart beside it."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+    def run(self) -> int:
+        """Measure and print."""
+        from preresnet.study import bench
+
+        if self.out is not None and (self.out.exists() or self.out.with_suffix(".png").exists()):
+            raise ValueError(f"{self.out} or its picture already exists; give another --out")
+        words = Console(stderr=True, highlight=False)
+        found = bench.bench(
+            self.name,
+            self.batch,
+            self.against,
+            self.memory,
+            self.precision,
+            self.device,
+            training=not self.inference,
+            rounds=self.rounds,
+            steps=self.steps,
+            report=words.print,
+        )
+        record = {"command": shlex.join([PROGRAM, *sys.argv[1:]]), **found}
+        if self.out is not None:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self.out.write_text(bench.as_json(record))
+            bench.draw(record, self.out.with_suffix(".png"))
+        if self.json:
+            print(json.dumps(record))
+        else:
+            display.bench(record)
+        return 0
+
+
 COMMANDS: dict[str, type] = {
     "list": List,
     "describe": Describe,
     "train": Train,
     "evaluate": Evaluate,
     "predict": Predict,
+    "bench": Bench,
 }
 
 

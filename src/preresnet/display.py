@@ -140,6 +140,24 @@ def evaluation(report: dict[str, Any]) -> None:
     _show(bins)
 
 
+def bench(found: dict[str, Any]) -> None:
+    """What `preresnet.study.bench.bench` measured."""
+    title = f"{found['network']}, {found['task']}, batch {found['batch']}, {found['device']}"
+    table = Table("system", "mode", "settings", title=title)
+    for heading in ("images/s", "peak MiB", "first step s"):
+        table.add_column(heading, justify="right")
+    for row in found["rows"]:
+        numbers = f"{row['images_per_s']:,.1f}", _mib(row["peak_bytes"]), f"{row['first_step_s']:.2f}"
+        table.add_row(row["system"], row["mode"], row["settings"], *numbers)
+    _show(table)
+    compared = Table("ours / other")
+    for heading in ("speed", "memory"):
+        compared.add_column(heading, justify="right")
+    for name, ratio in found["ratios"].items():
+        compared.add_row(name, f"{ratio['images_per_s']:.2f}", f"{ratio.get('peak_bytes', float('nan')):.2f}")
+    _show(compared)
+
+
 def answers(found: list[dict[str, Any]]) -> None:
     """What `preresnet.trained.predict` answered."""
     table = Table("image", "class", show_lines=False)

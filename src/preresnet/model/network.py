@@ -6,8 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from preresnet.model.preactivation import activation, recomputed
-from preresnet.model.shortcuts import conv
+from preresnet.model.preactivation import Norm, activation, recomputed
+from preresnet.model.shortcuts import IdentityJoin, conv
 from preresnet.model.units import ResidualUnit
 from preresnet.spec import NetSpec
 
@@ -191,6 +191,18 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
             module.weight.uniform_(-bound, bound, generator=generator)
         if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
             module.bias.zero_()
+
+
+def set_fused(model: nn.Module, fused: bool) -> None:
+    """Choose whether training computes with the operations of `preresnet.model.passes` or with PyTorch's own.
+
+    Args:
+        model: changed in place; its weights are not, and its results only by rounding.
+        fused: a new network's setting is True.
+    """
+    for module in model.modules():
+        if isinstance(module, Norm | IdentityJoin):
+            module.fused = fused
 
 
 def build(spec: NetSpec, seed: int | None = None) -> Network:

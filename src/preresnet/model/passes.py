@@ -12,6 +12,7 @@ turns into Triton. (What it makes of them for a CPU took 2 to 4 times as long as
 """
 
 import math
+import threading
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -57,6 +58,7 @@ def normalise(
     eps: float,
     relu: bool,
     moments: Tensor | None = None,
+    passing: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """BN with the statistics of this batch, then ReLU where asked for.
 
@@ -69,12 +71,13 @@ def normalise(
         eps: added to the variance.
         relu: whether negative results become 0.
         moments: (2, c), mean and variance of x where `add` has formed them.
+        passing: whether y may be overwritten by the next call that says so.
 
     Returns:
         y as x, and the batch's mean and 1 / std, (c,).
     """
     if x.device.type == "cpu":
-        y, (mean, inv_std) = torch.empty_like(x), weight.new_empty(2, x.shape[1])
+        y, (mean, inv_std) = _room(x) if passing else torch.empty_like(x), weight.new_empty(2, x.shape[1])
         pointers = weight, bias, moments, mean, inv_std, *running
         native.call("normalise", x.dtype, x, y, _positions(x), x.shape[1], *pointers, momentum, eps, relu)
         return y, mean, inv_std
@@ -83,10 +86,12 @@ def normalise(
     return _as_map(y, x), mean, inv_std
 
 
-def apply(x: Tensor, weight: Tensor, bias: Tensor, statistics: Statistics, *, relu: bool) -> Tensor:
+def apply(
+    x: Tensor, weight: Tensor, bias: Tensor, statistics: Statistics, *, relu: bool, passing: bool = False
+) -> Tensor:
     """As `normalise`, with its mean and 1 / std given: the same y, bit for bit."""
     if x.device.type == "cpu":
-        y = torch.empty_like(x)
+        y = _room(x) if passing else torch.empty_like(x)
         native.call("apply", x.dtype, x, y, _positions(x), x.shape[1], weight, bias, *statistics, relu)
         return y
     y, *_ = _run(_apply, x.device, rows(x), weight.detach(), bias.detach(), *statistics, relu)
@@ -102,6 +107,7 @@ def differentiate(
     other: Tensor | None,
     *,
     relu: bool,
+    overwrite: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `normalise`.
 
@@ -113,13 +119,14 @@ def differentiate(
         statistics: its mean and 1 / std.
         other: None, or a gradient (n, c, h, w) to be added to that of x.
         relu: as there.
+        overwrite: whether nobody else needs ``grad``, so that its memory may hold the result.
 
     Returns:
         The gradients of x, weight and bias.
     """
     grad, other = _channels_last(grad, x), None if other is None else _channels_last(other, x)
     if x.device.type == "cpu":
-        d_x, (d_weight, d_bias) = torch.empty_like(x), weight.new_empty(2, x.shape[1])
+        d_x, (d_weight, d_bias) = grad if overwrite else torch.empty_like(x), weight.new_empty(2, x.shape[1])
         pointers = weight, bias, *statistics, d_weight, d_bias
         native.call("differentiate", x.dtype, x, grad, other, d_x, _positions(x), x.shape[1], *pointers, relu)
         return d_x, d_weight, d_bias
@@ -147,6 +154,21 @@ def add(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return y, moments
     y, moments, *_ = _run(_add, a.device, rows(a), rows(b), a.shape[1])
     return _as_map(y, a), moments
+
+
+_shared = threading.local()
+
+
+def _room(like: Tensor) -> Tensor:
+    """Memory of a thread for one feature map at a time.
+
+    It stays in the cache, and no large temporary tensor leaves a hole in the heap that small lasting ones then fill.
+    (On a GPU, PyTorch's allocator keeps sizes apart.)
+    """
+    room: Tensor | None = getattr(_shared, "room", None)
+    if room is None or room.numel() < like.nbytes:
+        room = _shared.room = torch.empty(like.nbytes, dtype=torch.uint8)
+    return room[: like.nbytes].view(like.dtype).as_strided(like.shape, like.stride())
 
 
 def _positions(x: Tensor) -> int:

@@ -180,8 +180,12 @@ def observed(*modules: nn.Module) -> bool:
 
 
 def _is_map(x: Tensor) -> bool:
-    """Whether x is a feature map in the memory layout that the passes read."""
-    return type(x) in (Tensor, nn.Parameter) and x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    """Whether x is a feature map in the memory layout that the passes read (without memory, any layout will do)."""
+    return (
+        type(x) in (Tensor, nn.Parameter)
+        and x.ndim == 4
+        and (x.is_contiguous(memory_format=torch.channels_last) or x.is_meta)
+    )
 
 
 def _executes() -> bool:
@@ -301,15 +305,24 @@ class _Activation(torch.autograd.Function):
         settings: _Settings,
     ) -> tuple[Tensor, Tensor | None]:
         norm, tape = settings.norm, _tape.get()
+        passing = kernel is not None  # the convolution reads y here, and nobody after it
         if tape is not None and tape.replaying:
             mean, inv_std = tape.statistics[tape.position]
             tape.position += 1
-            y = passes.apply(x, weight, bias, (mean, inv_std), relu=norm.relu)
+            y = passes.apply(x, weight, bias, (mean, inv_std), relu=norm.relu, passing=passing)
         else:
             running: Any = norm.running_mean, norm.running_var
             momentum: Any = norm.momentum
             y, mean, inv_std = passes.normalise(
-                x, weight, bias, running, momentum=momentum, eps=norm.eps, relu=norm.relu, moments=settings.moments
+                x,
+                weight,
+                bias,
+                running,
+                momentum=momentum,
+                eps=norm.eps,
+                relu=norm.relu,
+                moments=settings.moments,
+                passing=passing,
             )
             if norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.add_(1)
@@ -338,12 +351,19 @@ class _Activation(torch.autograd.Function):
             grad, d_kernel, d_conv_bias = _differentiate_convolution(
                 settings,
                 grad,
-                passes.apply(x, weight, bias, (mean, inv_std), relu=settings.norm.relu),
+                passes.apply(x, weight, bias, (mean, inv_std), relu=settings.norm.relu, passing=True),
                 kernel,
                 conv_bias,
             )
         d_x, d_weight, d_bias = passes.differentiate(
-            x, grad, weight, bias, (mean, inv_std), grad_fork, relu=settings.norm.relu
+            x,
+            grad,
+            weight,
+            bias,
+            (mean, inv_std),
+            grad_fork,
+            relu=settings.norm.relu,
+            overwrite=kernel is not None,  # the gradient was made here
         )
         return d_x, d_weight, d_bias, d_kernel, d_conv_bias, None
 

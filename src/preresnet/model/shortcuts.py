@@ -68,16 +68,21 @@ class Gate(nn.Module):
 
 
 class IdentityJoin(nn.Module):
-    """y = h(x) + F. Paper: Eq. 1 and 3."""
+    """y = h(x) + F. Paper: Eq. 1 and 3.
+
+    Attributes:
+        fused: False to compute with PyTorch's own operations always.
+    """
 
     def __init__(self, shortcut: nn.Module) -> None:
         super().__init__()
         self.shortcut = shortcut
+        self.fused = True
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """Both (n, c, h, w) after the shortcut -> (n, c, h, w)."""
         shortcut = self.shortcut(x)
-        return add(shortcut, residual) if self.training else shortcut + residual
+        return add(shortcut, residual) if self.training and self.fused else shortcut + residual
 
 
 class ScaledJoin(nn.Module):

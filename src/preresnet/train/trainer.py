@@ -15,7 +15,7 @@ import preresnet.device as devices
 from preresnet import inference, trained
 from preresnet.data import augment, sets
 from preresnet.data.loaders import TrainingBatches, evaluation_batches
-from preresnet.model import weights
+from preresnet.model import memory, weights
 from preresnet.model.network import Network, build
 from preresnet.recipe import Precision, Recipe
 from preresnet.spec import NetSpec, to_json
@@ -71,8 +71,10 @@ def train(request: folder.Request) -> dict[str, Any]:
     folder.check(request, spec)
     data = sets.load(recipe.data, request.data_root)
 
+    plan, predicted = _plan(request, spec, device, precision)
     torch.manual_seed(request.seed)
     model = build(spec, request.seed)
+    memory.set_plan(model, plan)
     devices.place(model, device)
     state = State(model, sgd(model, recipe.optim))
     folder.claim(request, spec, device, precision)
@@ -82,17 +84,37 @@ def train(request: folder.Request) -> dict[str, Any]:
 
     normalisation = augment.fit(data.train.pixels, recipe.data)
     kept = trained.metadata(recipe.data, data.classes, normalisation)
+    if device.type == "cpu":
+        devices.keep_memory(predicted)
     log = runlog.RunLog(out, recipe.schedule.steps, state.step)
+    free = devices.free_bytes(device)
+    log.say(f"memory plan {plan}: {predicted / 2**30:.2f} GiB predicted, {free / 2**30:.1f} GiB free")
     try:
         _loop(state, request, data, normalisation.to(device), device, precision, log, kept)
     finally:
         log.close()
-    result = _result(request, state, data, spec, device, precision)
+    result = _result(request, state, data, spec, device, precision) | {
+        "memory_plan": plan,
+        "memory_predicted_bytes": predicted,
+    }
     checkpoint.write_atomically(
         out / folder.RESULT_FILE, lambda path: path.write_text(json.dumps(result, indent=1) + "\n")
     )
     runlog.draw_curve(out, f"{request.name or recipe.network}, seed {request.seed}")
     return result
+
+
+def _plan(
+    request: folder.Request, spec: NetSpec, device: torch.device, precision: Precision
+) -> tuple[memory.Plan, int]:
+    """The memory plan of a run, and the bytes that a step is predicted to take."""
+    recipe = request.recipe
+    size, batch = recipe.data.image_size, recipe.norm_batch or recipe.global_batch
+    if request.memory == "auto":
+        plan, found = memory.choose(spec, size, batch, precision, devices.free_bytes(device))
+    else:
+        plan, found = request.memory, memory.predict(spec, size, batch, precision, request.memory)
+    return plan, found["peak_bytes"]
 
 
 def _loop(

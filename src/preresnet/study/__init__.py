@@ -1,0 +1,1 @@
+"""Experiments over whole networks: speed and memory against other systems."""

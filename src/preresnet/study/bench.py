@@ -1,0 +1,453 @@
+"""How fast and how lean is a network beside other implementations of it, and beside its convolutions alone?
+
+Every system lives in a process of its own, so that memory is its own too; rounds are interleaved, so that a noisy
+machine disturbs all alike; figures are medians of rounds. A step of training is a whole one as the trainer does it:
+forward, loss, backward, optimiser. Batches are ready: no system prepares data.
+"""
+
+import gc
+import importlib.metadata
+import importlib.util
+import json
+import multiprocessing
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+import preresnet.device as devices
+from preresnet.model import memory
+from preresnet.model.describe import default_size
+from preresnet.model.network import build, set_fused
+from preresnet.paper.networks import network
+from preresnet.recipe import Optim, Precision
+from preresnet.spec import NetSpec, Order, from_json, to_json
+from preresnet.train.optim import set_lr, sgd, update
+
+Other = Literal["pytorchcv", "timm", "eager", "limit"]
+OTHERS: tuple[Other, ...] = get_args(Other)
+LR = 1e-3
+
+
+@dataclass(frozen=True)
+class Job:
+    """One system at one setting.
+
+    Args:
+        system: ``preresnet``, ``pytorchcv``, ``timm`` or ``limit``.
+        mode: the setting's name.
+        settings: the setting in words.
+        network: a `NetSpec` as JSON, or the other system's name of it.
+        size: height and width of the images.
+        classes: outputs.
+        channels: of the images.
+        batch: images in a step.
+        device: where it runs.
+        precision: ``float32`` or ``bfloat16`` autocast.
+        training: whole training steps, or answers alone.
+        plan: memory plan of ours.
+        fused: whether ours uses its own operations.
+        channels_last: memory layout of the other systems.
+        compiled: whether the other systems are compiled as a whole.
+    """
+
+    system: str
+    mode: str
+    settings: str
+    network: str
+    size: int
+    classes: int
+    channels: int
+    batch: int
+    device: str
+    precision: Precision
+    training: bool
+    plan: memory.Plan = "plain"
+    fused: bool = True
+    channels_last: bool = True
+    compiled: bool = False
+
+    @property
+    def name(self) -> str:
+        """For ratios and messages."""
+        return f"{self.system} {self.mode}"
+
+
+def jobs(
+    name: str,
+    batch: int,
+    against: Sequence[Other],
+    plans: Sequence[memory.Plan],
+    precision: Precision,
+    device: torch.device,
+    *,
+    training: bool,
+) -> list[Job]:
+    """What is to be measured: ours at each memory plan, then the others.
+
+    Raises:
+        ValueError: another system is not installed, or has no such network.
+    """
+    spec = network(name)
+    ours = Job(
+        system="preresnet",
+        mode="default",
+        settings="",
+        network=to_json(spec),
+        size=default_size(spec),
+        classes=spec.num_classes,
+        channels=spec.in_channels,
+        batch=batch,
+        device=str(device),
+        precision=devices.resolve(precision, device),
+        training=training,
+    )
+    ours = replace(ours, settings=f"{ours.precision}, channels_last, fused")
+    found = [replace(ours, plan=plan, mode=plan, settings=f"{ours.settings}, memory plan {plan}") for plan in plans]
+    found = found or [ours]
+    for other in dict.fromkeys(against):
+        if other == "eager":
+            found.append(replace(ours, mode="eager", settings=f"{ours.precision}, channels_last", fused=False))
+        elif other == "limit":
+            bare = replace(spec, unit=replace(spec.unit, order=Order(pre="", between="", end="", after_add="")))
+            settings = f"{ours.precision}, channels_last, norms and ReLUs removed"
+            found.append(replace(ours, system="limit", mode="best", settings=settings, network=to_json(bare)))
+        else:
+            theirs = replace(ours, system=other, network=_name_at(other, name), settings="float32, default layout")
+            found.append(replace(theirs, precision="float32", channels_last=False))
+            best = f"{ours.precision}, channels_last"
+            found.append(replace(theirs, mode="best", settings=best))
+            found.append(replace(theirs, mode="compiled", settings=f"{best}, torch.compile", compiled=True))
+    return found
+
+
+def measure(work: Sequence[Job], rounds: int, steps: int, report: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Run all jobs in interleaved rounds.
+
+    Args:
+        work: from `jobs`.
+        rounds: timed rounds.
+        steps: of each system in a round.
+        report: is told what is going on.
+
+    Returns:
+        A row for each job that worked: ``system``, ``mode``, ``settings``, ``images_per_s`` (median), ``peak_bytes``
+        (memory beyond that of the bare process), ``first_step_s`` (building apart), ``rounds`` (images/s of each).
+        The faster of a system's ``best`` and ``compiled`` is called ``best``, the other ``eager`` or ``compiled``.
+
+    Raises:
+        RuntimeError: one of ours failed.
+    """
+    context = multiprocessing.get_context("spawn")
+    running: list[tuple[Job, Any, Any]] = []
+    rows: dict[Job, dict[str, Any]] = {}
+    try:
+        for job in work:
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(there, job), daemon=True)
+            process.start()
+            there.close()
+            running.append((job, here, process))
+            answer = _ask(job, here, process, report)
+            if answer is None:
+                running.pop()
+                continue
+            rows[job] = {"system": job.system, "mode": job.mode, "settings": job.settings, **answer, "rounds": []}
+            report(f"{job.name}: first step {answer['first_step_s']:.1f} s")
+        for number in range(rounds):
+            for job, pipe, process in running:
+                pipe.send(steps)
+                answer = _ask(job, pipe, process, report)
+                assert answer is not None, f"{job.name} stopped in round {number}"
+                rows[job]["rounds"].append(round(job.batch * steps / answer["seconds"], 1))
+            report(f"round {number + 1} of {rounds}")
+        for job, pipe, process in running:
+            pipe.send(0)
+            answer = _ask(job, pipe, process, report)
+            assert answer is not None
+            rows[job]["peak_bytes"] = answer["peak_bytes"]
+            rows[job]["images_per_s"] = round(statistics.median(rows[job]["rounds"]), 1)
+    finally:
+        for _, _, process in running:
+            process.kill()
+    return _best_first(list(rows.values()))
+
+
+def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Ours over every other row: ``images_per_s`` and ``peak_bytes``, by the names of both."""
+
+    def name(row: dict[str, Any]) -> str:
+        return f"{row['system']} {row['mode']}"
+
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row["system"] != "preresnet" or row["mode"] == "eager":
+            continue
+        for other in rows:
+            if other is not row:
+                found[f"{name(row)} / {name(other)}"] = {
+                    key: round(row[key] / other[key], 3) for key in ("images_per_s", "peak_bytes") if other[key]
+                }
+    return found
+
+
+def bench(
+    name: str,
+    batch: int,
+    against: Sequence[Other],
+    plans: Sequence[memory.Plan] = (),
+    precision: Precision = "auto",
+    device: str = "auto",
+    *,
+    training: bool = True,
+    rounds: int = 7,
+    steps: int = 3,
+    report: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Measure a network beside others.
+
+    Args:
+        name: of the network.
+        batch: images in a step.
+        against: ``pytorchcv`` and ``timm``, as their users run them (``default``) and at their best settings;
+            ``eager``, ours with PyTorch's own operations; ``limit``, ours with norms and ReLUs removed.
+        plans: memory plans of ours, a row each; none: ``plain`` alone, called ``default``.
+        precision: of all but the others' default.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        training: or answers alone.
+        rounds: interleaved rounds.
+        steps: of each system in a round.
+        report: is told what is going on.
+
+    Returns:
+        ``network``, ``task``, ``batch``, ``device``, ``versions``, ``rows`` (`measure`) and ``ratios``.
+
+    Raises:
+        ValueError: bad input.
+    """
+    for field, value in (("batch", batch), ("rounds", rounds), ("steps", steps)):
+        if value < 1:
+            raise ValueError(f"{field} {value}; it must be 1 or more")
+    if training and batch < 2:
+        raise ValueError("batch 1; a batch norm cannot train on one image, use 2 or more")
+    chosen = devices.choose(device)
+    rows = measure(jobs(name, batch, against, plans, precision, chosen, training=training), rounds, steps, report)
+    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    for package in ("pytorchcv", "timm"):
+        if package in against:
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "network": name,
+        "task": "training" if training else "inference",
+        "batch": batch,
+        "device": devices.describe(chosen),
+        "versions": versions,
+        "rows": rows,
+        "ratios": ratios(rows),
+    }
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """A bar chart of what `bench` returns: images a second, and memory."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = result["rows"][::-1]
+    names = [f"{row['system']} {row['mode']}" for row in rows]
+    colours = ["tab:blue" if row["system"] == "preresnet" else "tab:gray" for row in rows]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 1.2 + 0.38 * len(rows)), layout="constrained", sharey=True)
+    for axis, key, scale, label in (
+        (axes[0], "images_per_s", 1, "images a second"),
+        (axes[1], "peak_bytes", 2**20, "peak memory, MiB"),
+    ):
+        bars = axis.barh(names, [row[key] / scale for row in rows], color=colours)
+        axis.bar_label(bars, fmt="%.0f", padding=3)
+        axis.margins(x=0.15)
+        axis.set_xlabel(label)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{result['network']}, {result['task']}, batch {result['batch']}, {result['device']}", fontsize=10)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _best_first(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    for row in rows:
+        if row["mode"] == "compiled":
+            best = next(r for r in rows if r["system"] == row["system"] and r["mode"] == "best")
+            if row["images_per_s"] > best["images_per_s"]:
+                row["mode"], best["mode"] = "best", "eager"
+    return rows
+
+
+def _ask(job: Job, pipe: Any, process: Any, report: Callable[[str], None]) -> dict[str, Any] | None:
+    """The next answer of a worker; None where another system cannot do it."""
+    try:
+        answer = pipe.recv()
+    except EOFError:
+        process.join()
+        answer = {"error": f"its process ended with exit code {process.exitcode} (out of memory?)"}
+    if "error" not in answer:
+        return answer
+    if job.system in ("preresnet", "limit") or job.mode != "compiled":
+        raise RuntimeError(f"{job.name} failed: {answer['error']}")
+    report(f"{job.name} left out: {answer['error']}")
+    return None
+
+
+# --- in a system's own process ------------------------------------------------------------------------------------
+
+
+def _serve(pipe: Any, job: Job) -> None:
+    try:
+        device = torch.device(job.device)
+        _warm(device)
+        before = _memory(device)
+        step = _prepare(job, device)
+        begin = time.perf_counter()
+        step()
+        _wait(device)
+        pipe.send({"first_step_s": round(time.perf_counter() - begin, 3)})
+        step()  # allocators and caches settle
+        _wait(device)
+        while steps := pipe.recv():
+            begin = time.perf_counter()
+            for _ in range(steps):
+                step()
+            _wait(device)
+            pipe.send({"seconds": time.perf_counter() - begin})
+        pipe.send({"peak_bytes": _peak(device) - before})
+    except Exception as error:  # the parent decides whether that ends the run
+        pipe.send({"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"})
+
+
+def _warm(device: torch.device) -> None:
+    """Load what any network needs, so that it does not count as the first one's memory."""
+    x = torch.ones(1, 16, 8, 8, device=device, requires_grad=True)
+    for dtype in (torch.float32, torch.bfloat16):
+        nn.functional.conv2d(x.to(dtype), torch.ones(16, 16, 3, 3, device=device, dtype=dtype)).sum().backward()
+    gc.collect()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    if sys.platform == "linux":
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    return _peak(device)
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    unit = 1024 if sys.platform == "linux" else 1  # macOS counts bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _prepare(job: Job, device: torch.device) -> Callable[[], object]:
+    source = torch.Generator().manual_seed(0)
+    x = torch.randn(job.batch, job.channels, job.size, job.size, generator=source).to(device)
+    y = torch.randint(0, job.classes, (job.batch,), generator=source).to(device)
+    if job.system in ("preresnet", "limit"):
+        return _ours(job, x.contiguous(memory_format=torch.channels_last), y)
+    return _theirs(job, x, y)
+
+
+def _ours(job: Job, x: Tensor, y: Tensor) -> Callable[[], object]:
+    spec = from_json(NetSpec, job.network)
+    model = build(spec, 0)
+    devices.place(model, x.device)
+    set_fused(model, job.fused)
+    if not job.training:
+        return _answering(model, model, x, job.precision)
+    memory.set_plan(model, job.plan)
+    if x.device.type == "cpu" and job.fused:
+        devices.keep_memory(memory.predict(spec, job.size, job.batch, job.precision, job.plan)["peak_bytes"])
+    optimizer = sgd(model, Optim())
+    set_lr(optimizer, LR)
+    return lambda: update(model, optimizer, x, y, None, job.precision)
+
+
+def _theirs(job: Job, x: Tensor, y: Tensor) -> Callable[[], object]:
+    if job.system == "pytorchcv":
+        from pytorchcv.model_provider import get_model  # pyright: ignore[reportMissingImports] - an extra
+
+        model: nn.Module = get_model(job.network)
+    else:
+        import timm  # pyright: ignore[reportMissingImports] - an extra
+
+        model = timm.create_model(job.network)
+    model = model.to(x.device)
+    if job.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        x = x.contiguous(memory_format=torch.channels_last)
+    called = torch.compile(model) if job.compiled else model
+    if not job.training:
+        return _answering(model, called, x, job.precision)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9, weight_decay=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with devices.autocast(x.device, job.precision):
+            output = called(x)
+        nn.functional.cross_entropy(output.float(), y).backward()
+        optimizer.step()
+
+    return step
+
+
+def _answering(
+    model: nn.Module, called: Callable[..., Tensor], x: Tensor, precision: Precision
+) -> Callable[[], object]:
+    model.eval()
+
+    def step() -> None:
+        with torch.inference_mode(), devices.autocast(x.device, precision):
+            called(x)
+
+    return step
+
+
+# Their names of our networks; both build theirs with projections where ours pads with zeros at 6n+2 layers.
+_NAMES = {
+    "pytorchcv": {
+        **{f"resnet{d}-preact": f"preresnet{d}_cifar10" for d in (20, 56, 110, 1001, 1202)},
+        **{f"resnet{d}-original": f"resnet{d}_cifar10" for d in (20, 56, 110, 1001, 1202)},
+        "resnet164-preact": "preresnet164bn_cifar10",
+        "resnet164-original": "resnet164bn_cifar10",
+    },
+    "timm": {
+        **{f"resnet{d}-preact": f"resnetv2_{d}" for d in (50, 101, 152)},
+        **{f"resnet{d}-original": f"resnet{d}" for d in (18, 34, 50, 101, 152)},
+    },
+}
+
+
+def _name_at(system: str, name: str) -> str:
+    known = _NAMES[system]
+    if name not in known:
+        raise ValueError(f"{system} has no {name}; it is compared on {', '.join(known)}")
+    if importlib.util.find_spec(system) is None:
+        raise ValueError(f"{system} is not installed; pip install 'preresnet[peers]', or leave it out of --against")
+    return known[name]
+
+
+def as_json(result: dict[str, Any]) -> str:
+    """A result as the text of a record."""
+    return json.dumps(result, indent=1) + "\n"
