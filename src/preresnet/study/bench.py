@@ -174,6 +174,7 @@ def measure(work: Sequence[Job], rounds: int, steps: int, report: Callable[[str]
             assert answer is not None
             rows[job]["peak_bytes"] = answer["peak_bytes"]
             rows[job]["images_per_s"] = round(statistics.median(rows[job]["rounds"]), 1)
+            process.join()
     finally:
         for _, _, process in running:
             process.kill()

@@ -1,0 +1,109 @@
+"""Memory plans: the same results, and predictions that hold."""
+
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import preresnet
+from preresnet.model import memory
+from preresnet.model.describe import describe
+from preresnet.model.network import Network, build
+from preresnet.model.preactivation import Norm
+from preresnet.paper.networks import network
+from preresnet.spec import NetSpec
+
+NETWORKS = [
+    "resnet20-preact",
+    "resnet29-preact-bottleneck",
+    "resnet20-original",
+    "resnet20-bn-after",
+    "resnet20-original-dropout-0.5",
+    "resnet20-original-exclusive-gate-6",
+]
+
+
+def spec_of(name: str) -> NetSpec:
+    return network(name, num_classes=5)
+
+
+def step(name: str, plan: memory.Plan, dtype: torch.dtype, *, autocast: bool = False) -> dict[str, Tensor]:
+    """Loss, gradients and buffers after one training step."""
+    model = build(spec_of(name), 0).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    memory.set_plan(model, plan)
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    torch.manual_seed(0)  # dropout
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output = model(x.contiguous(memory_format=torch.channels_last))
+    loss = F.cross_entropy(output.to(dtype), torch.arange(4))
+    loss.backward()
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"loss": loss.detach(), **grads, **dict(model.named_buffers())}
+
+
+@pytest.mark.parametrize(("name", "plan"), [(n, p) for n, p in product(NETWORKS, memory.PLANS) if p != "plain"])
+def test_a_plan_changes_no_bit(name: str, plan: memory.Plan) -> None:
+    for autocast in (False, True):
+        expected = step(name, "plain", torch.float32, autocast=autocast)
+        found = step(name, plan, torch.float32, autocast=autocast)
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert torch.equal(found[key], value), (key, autocast)
+    assert int(found["stages.0.units.1.residual.norm1.num_batches_tracked"]) == 1
+
+
+def test_an_unknown_plan_is_refused() -> None:
+    with pytest.raises(ValueError, match="use plain, recompute, units, sqrt"):
+        memory.set_plan(build(spec_of("resnet8-preact"), 0), "none")  # type: ignore[arg-type]
+
+
+def saved_bytes(model: Network, x: Tensor) -> int:
+    saved = memory.Saved(model)
+    with torch.autocast("cpu", torch.bfloat16), saved.counting():
+        model(x)
+    return saved.bytes
+
+
+@pytest.mark.parametrize("name", ["resnet29-preact-bottleneck", "resnet20-preact"])
+def test_what_is_saved_is_what_was_predicted(name: str) -> None:
+    x = torch.randn(16, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    before = None
+    for plan in ("plain", "recompute", "units"):
+        model = preresnet.create_model(name, seed=0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        memory.set_plan(model, plan)
+        predicted = memory.predict(model.spec, 32, 16, "bfloat16", plan)
+        held = predicted["saved_bytes"]
+        assert predicted["peak_bytes"] > held
+        assert before is None or held < before
+        before = held
+        if plan == "units":
+            continue  # autograd's hooks see what a recomputed part holds only while it is recomputed
+        weights = 2 * sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+        real = saved_bytes(model, x)
+        assert abs(real - weights - held) < 0.1 * held or abs(real - held) < 0.1 * held
+
+
+def test_square_root_segments_make_1001_layers_small() -> None:
+    spec = network("resnet1001-preact")
+    peaks = describe(spec, batch=128)["training"]["peak_bytes"]
+    assert list(peaks) == list(memory.PLANS)
+    assert peaks["recompute"] < 0.55 * peaks["plain"]
+    assert peaks["sqrt"] < 0.1 * peaks["plain"]
+
+
+def test_the_cheapest_plan_that_fits_is_chosen() -> None:
+    spec = network("resnet56-preact")
+    peaks = {plan: memory.predict(spec, 32, 64, "bfloat16", plan)["peak_bytes"] for plan in memory.PLANS}
+    for plan, peak in peaks.items():
+        assert memory.choose(spec, 32, 64, "bfloat16", peak)[0] == plan
+    assert memory.choose(spec, 32, 64, "bfloat16", 0)[0] == "sqrt"
+
+
+def test_every_norm_of_a_network_is_counted() -> None:
+    found = describe(network("resnet164-preact"))["fused"]
+    norms = sum(isinstance(m, Norm) for m in build(network("resnet164-preact"), 0).modules())
+    assert found == {"norms": norms, "lone_relus": 0, "convolutions": 166, "recomputing": 159}
+    original = describe(network("resnet20-original"))["fused"]
+    assert original["lone_relus"] == 9
