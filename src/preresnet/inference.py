@@ -1,37 +1,52 @@
 """How good is a network, counted exactly, and what does it say of an image?"""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from preresnet.device import autocast
+from preresnet.model import folding
+from preresnet.model.network import Network
 from preresnet.recipe import Precision
 
 CALIBRATION_BINS = 15  # Guo et al., 2017
 
 
-@torch.no_grad()
-def logits(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision) -> tuple[Tensor, Tensor]:
-    """What a network in evaluation mode answers to every image; the model's mode is restored.
+def answering(model: Network, precision: Precision) -> Callable[[Tensor], Tensor]:
+    """A function that answers as the network in evaluation mode does, with its norms folded (`folding.folded`).
+
+    Later changes of the network's weights do not reach it.
+
+    Args:
+        model: on the device that is to compute.
+        precision: ``bfloat16``, or ``float32`` for the type of the network's weights.
 
     Returns:
-        (n, num_classes) float32 and (n,) int64 labels, on the CPU.
+        (n, in_channels, h, w) -> (n, num_classes), in the type of the network's weights.
     """
-    training = model.training
-    model.eval()
-    try:
-        outputs, labels = [], []
-        for x, y in batches:
-            with autocast(x.device, precision):
-                outputs.append(model(x).float().cpu())
-            labels.append(y.cpu())
-    finally:
-        model.train(training)
+    own = next(model.parameters()).dtype
+    dtype = torch.bfloat16 if precision == "bfloat16" else own
+    network = folding.folded(model, dtype)
+
+    def answer(x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return network(x.to(dtype).contiguous(memory_format=torch.channels_last)).to(own)
+
+    return answer
+
+
+def logits(model: Network, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision) -> tuple[Tensor, Tensor]:
+    """What a network in evaluation mode answers to every image.
+
+    Returns:
+        (n, num_classes) and (n,) int64 labels, on the CPU.
+    """
+    answer = answering(model, precision)
+    outputs, labels = zip(*((answer(x).cpu(), y.cpu()) for x, y in batches), strict=True)
     return torch.cat(outputs), torch.cat(labels)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from preresnet import device as devices
+from preresnet import inference
 from preresnet.data import images, sets
 from preresnet.data.augment import Normalisation
 from preresnet.model import weights
@@ -58,7 +59,6 @@ def open_weights(path: Path) -> Trained:
     return Trained(model, tuple(json.loads(kept["classes"])), from_json(DataSpec, kept["data"]), normalisation)
 
 
-@torch.no_grad()
 def predict(
     trained: Trained, paths: Sequence[Path], device: torch.device, precision: Precision
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -87,10 +87,10 @@ def predict(
     answers: list[dict[str, Any]] = []
     devices.place(trained.model, device)
     normalisation = trained.normalisation.to(device)
+    answer = inference.answering(trained.model, precision)
     for start in range(0, len(readable), PREDICT_BATCH):
         batch = sets.pad(torch.stack(pixels[start : start + PREDICT_BATCH]), trained.data.image_size).to(device)
-        with devices.autocast(device, precision):
-            output = trained.model(normalisation(batch).permute(0, 3, 1, 2))
+        output = answer(normalisation(batch).permute(0, 3, 1, 2))
         likeliest = output.float().softmax(1).topk(min(TOP, len(trained.classes)), dim=1)
         for path, values, labels in zip(
             readable[start : start + PREDICT_BATCH], likeliest.values.tolist(), likeliest.indices.tolist(), strict=True

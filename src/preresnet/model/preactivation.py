@@ -71,7 +71,7 @@ class Norm(nn.BatchNorm2d):
             and self.track_running_stats
             and self.momentum is not None
             and self.affine
-            and _is_map(x)
+            and is_map(x)
             and x.numel() > x.shape[1]
             and self.weight.dtype == passes.sum_type(x.dtype)
             and passes.available(x)
@@ -137,8 +137,8 @@ def add(a: Tensor, b: Tensor) -> Tensor:
         As a.
     """
     if not (
-        _is_map(a)
-        and _is_map(b)
+        is_map(a)
+        and is_map(b)
         and a.shape == b.shape
         and a.dtype == b.dtype
         and a.numel() > 0
@@ -179,7 +179,7 @@ def observed(*modules: nn.Module) -> bool:
     )
 
 
-def _is_map(x: Tensor) -> bool:
+def is_map(x: Tensor) -> bool:
     """Whether x is a feature map in the memory layout that the passes read (without memory, any layout will do)."""
     return (
         type(x) in (Tensor, nn.Parameter)

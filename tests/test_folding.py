@@ -1,0 +1,88 @@
+"""Folded norms: exactly the foldable ones, and the same answers."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from preresnet.inference import answering
+from preresnet.model import folding
+from preresnet.model.network import Network, build
+from preresnet.model.preactivation import Norm
+from preresnet.paper.networks import ORDERS, SHORTCUTS, network
+from preresnet.spec import NetSpec
+
+NAMES = [
+    *(f"resnet14-{order}{kind}" for order, kind in product(ORDERS, ("", "-1layer"))),
+    *(f"resnet20-{order}-bottleneck" for order in ORDERS),
+    *(f"resnet14-original-{shortcut}" for shortcut in SHORTCUTS),
+    *(f"resnet14-preact-{shortcut}" for shortcut in ("conv1x1", "shortcut-gate-0", "scale-0.5-0.5")),
+    *("resnet14-plain", "resnet18-preact", "resnet50-preact", "resnet50-original"),
+]
+
+
+def used(spec: NetSpec) -> tuple[Network, Tensor]:
+    """A network whose norms have statistics and parameters of their own, in evaluation mode, and a batch."""
+    model = build(spec, 0).double()
+    source = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, Norm):
+                for tensor in (module.weight, module.bias, module.get_buffer("running_mean")):
+                    tensor.add_(0.3 * torch.randn(tensor.shape, generator=source, dtype=torch.double))
+                module.get_buffer("running_var").mul_(0.5 + torch.rand(len(module.weight), generator=source))
+    x = torch.randn(2, spec.in_channels, 32, 32, generator=source, dtype=torch.double)
+    return model.eval(), x
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folded_network_answers_the_same(name: str) -> None:
+    spec = network(name, num_classes=7)
+    if spec.depth == 50:
+        spec = replace(spec, stages=tuple(replace(stage, num_units=1) for stage in spec.stages))
+    model, x = used(spec)
+    with torch.no_grad():
+        expected = model(x)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.testing.assert_close(answering(model, "float32")(x), expected, rtol=1e-9, atol=1e-9)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+    single = model.float()
+    found = answering(single, "float32")(x.float())
+    assert found.dtype == torch.float32
+    assert float((found - expected).norm() / expected.norm()) < 1e-4
+    half = answering(single, "bfloat16")(x.float())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        unfolded = single(x.float()).float()
+    errors = [float((answer - expected).norm() / expected.norm()) for answer in (half, unfolded)]
+    assert errors[0] < 2 * errors[1] + 1e-2  # as near as the unfolded network, give or take chance
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("resnet20-original", 0),
+        ("resnet20-preact", 9),  # a pre-activation a unit but the first, whose input is the stem alone; and the head
+        ("resnet29-preact-bottleneck", 9),
+        ("resnet50-preact", 16),  # its first unit has none, its stem folds
+        ("resnet20-bn-after", 9),
+        ("resnet20-relu-only", 0),
+    ],
+)
+def test_exactly_the_foldable_norms_fold(name: str, kept: int) -> None:
+    model = build(network(name), 0)
+    found = list(folding.folded(model, torch.float32).modules())
+    assert not any(isinstance(module, Norm) for module in found)
+    assert sum(isinstance(module, folding.Affine) for module in found) == kept
+
+
+def test_a_stem_that_the_shortcut_reads_keeps_its_norm() -> None:
+    spec = network("resnet8-preact")
+    spec = replace(spec, dialect=replace(spec.dialect, shared_preactivation="never"))
+    model, x = used(spec)
+    kept = sum(isinstance(m, folding.Affine) for m in folding.folded(model, torch.float64).modules())
+    assert kept == 4
+    with torch.no_grad():
+        torch.testing.assert_close(answering(model, "float32")(x), model(x), rtol=1e-9, atol=1e-9)
