@@ -25,9 +25,9 @@ docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(READY)  ## the site, in site/
 	$(BIN)/mkdocs build --strict
 
-bench: $(READY)  ## training speed against pytorchcv, in one interleaved run
+bench: $(READY)  ## speed and memory beside peers; records and charts in runs/
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[peers]'
-	$(BIN)/python benchmarks/training_speed.py
+	PRERESNET=$(BIN)/preresnet benchmarks/marks.sh runs/bench-$$(date +%Y%m%d-%H%M%S)
 
 clean:
 	rm -rf $(VENV) site

@@ -228,7 +228,7 @@ class Bench:
     rounds: int = 7
     """Interleaved rounds, of which medians are taken."""
     steps: int = 3
-    """Steps of each system in a round."""
+    """Steps of each system in a round; more where they last less than 0.3 s."""
     out: Path | None = None
     """Write the result to this new JSON file, and a bar chart beside it."""
     json: bool = False

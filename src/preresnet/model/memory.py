@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from preresnet.model.network import Network, Stage, meta
 from preresnet.model.units import ResidualUnit
-from preresnet.spec import NetSpec
+from preresnet.spec import NetSpec, UnitShape
 
 Plan = Literal["plain", "recompute", "units", "sqrt"]
 PLANS: tuple[Plan, ...] = get_args(Plan)
@@ -57,19 +57,18 @@ class Saved:
     """What autograd keeps while this is in use: each storage once, without parameters.
 
     Args:
-        beside: storages counted there are not counted here.
+        model: whose parameters are not counted.
     """
 
-    def __init__(self, model: nn.Module, beside: "Saved | None" = None) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self._kept: dict[int, Tensor] = {}
-        self._others = set(beside._kept) if beside else set()
-        self._others |= {p.untyped_storage()._cdata for p in model.parameters()}
+        self._parameters = {p.untyped_storage()._cdata for p in model.parameters()}
         self.bytes = 0
 
     def add(self, tensor: Tensor) -> Tensor:
         """Count a tensor's storage unless it is known."""
         storage = tensor.untyped_storage()
-        if storage._cdata not in self._kept and storage._cdata not in self._others:
+        if storage._cdata not in self._kept and storage._cdata not in self._parameters:
             self._kept[storage._cdata] = tensor  # kept alive, so that no other storage takes its place
             self.bytes += storage.nbytes()
         return tensor
@@ -112,29 +111,41 @@ def predict(spec: NetSpec, size: int, batch: int, precision: str, plan: Plan) ->
     x = torch.empty(batch, spec.in_channels, size, size, device="meta", dtype=dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     held = Saved(model)
-    most = largest = 0
+    most = largest = held_by_units = 0
     with held.counting():
         x = model.stem(x)
+    shapes = [shape for _, _, shape in spec.units()]
+    known: dict[tuple[UnitShape, torch.Size], tuple[int, torch.Size]] = {}  # what like units save, and their output
     for stage in model.stages:
-        segment: int = stage.segment  # type: ignore[assignment]
-        units: list[ResidualUnit] = list(stage.units)  # type: ignore[arg-type]
-        for first in range(0, len(units), segment or len(units)):
-            inside = held
-            if segment:
-                held.add(x)
-                inside = Saved(model, beside=held)
-            with inside.counting():
-                for unit in units[first : first + segment] if segment else units:
-                    x = unit(x)
-                    largest = max(largest, x.nbytes)
-            most = max(most, held.bytes + (inside.bytes if segment else 0))
+        assert isinstance(stage, Stage)
+        inside = 0
+        for index, unit in enumerate(stage.units):
+            key = shapes.pop(0), x.shape
+            starts_segment = stage.segment and index % stage.segment == 0
+            if starts_segment:
+                held_by_units += x.nbytes
+                inside = -x.nbytes  # the first unit of a segment would save it too
+            largest = max(largest, x.nbytes)
+            if key not in known:
+                saved = Saved(model)
+                with saved.counting():
+                    known[key] = 0, unit(x).shape
+                known[key] = saved.bytes, known[key][1]
+            num_bytes, output = known[key]
+            x = torch.empty(output, dtype=dtype, device="meta").contiguous(memory_format=torch.channels_last)
+            largest = max(largest, x.nbytes)
+            if stage.segment:
+                inside += num_bytes
+            else:
+                held_by_units += num_bytes
+            most = max(most, held.bytes + held_by_units + inside)
     with held.counting():
         model.head(x)
     weights = OPTIMISER_BYTES * sum(p.numel() for p in model.parameters())
     return {
         "weights_bytes": weights,
-        "saved_bytes": held.bytes,
-        "peak_bytes": weights + max(most, held.bytes) + WORKING_MAPS * largest,
+        "saved_bytes": held.bytes + held_by_units,
+        "peak_bytes": weights + max(most, held.bytes + held_by_units) + WORKING_MAPS * largest,
     }
 
 

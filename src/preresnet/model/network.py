@@ -34,11 +34,12 @@ class Stage(nn.Module):
     Attributes:
         segment: how many units are recomputed together in the backward pass, from what enters the first of them; 0
             recomputes none (`preresnet.model.memory`).
+        last: whether nothing but the head follows; the last segment is then kept, since it is needed again at once.
     """
 
     def __init__(self, units: list[ResidualUnit]) -> None:
         super().__init__()
-        self.segment = 0
+        self.segment, self.last = 0, False
         self.units = nn.Sequential(*units)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,7 +48,9 @@ class Stage(nn.Module):
             return self.units(x)
         units = list(self.units)
         for first in range(0, len(units), self.segment):
-            x = recomputed(units[first : first + self.segment], x)
+            part = units[first : first + self.segment]
+            keep = self.last and first + self.segment >= len(units)
+            x = nn.Sequential(*part)(x) if keep else recomputed(part, x)
         return x
 
 
@@ -85,7 +88,9 @@ class Network(nn.Module):
         for stage, _, shape in spec.units():
             stages[stage].append(ResidualUnit(shape, spec.unit, spec.dialect))
         self.stem = Stem(spec)
-        self.stages = nn.Sequential(*(Stage(units) for units in stages))
+        built = [Stage(units) for units in stages]
+        built[-1].last = True
+        self.stages = nn.Sequential(*built)
         self.head = Head(spec)
 
     def forward(self, x: Tensor) -> Tensor:

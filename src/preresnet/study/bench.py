@@ -9,10 +9,12 @@ import gc
 import importlib.metadata
 import importlib.util
 import json
+import math
 import multiprocessing
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +37,8 @@ from preresnet.train.optim import set_lr, sgd, update
 Other = Literal["pytorchcv", "timm", "eager", "limit"]
 OTHERS: tuple[Other, ...] = get_args(Other)
 LR = 1e-3
+ROUND_S = 0.3  # a system's share of a round lasts at least this long
+REST_S = 0.1  # until the threads of the system before have stopped waiting actively for more work
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Job:
         plan: memory plan of ours.
         fused: whether ours uses its own operations.
         channels_last: memory layout of the other systems.
-        compiled: whether the other systems are compiled as a whole.
+        runner: what runs another system's network.
     """
 
     system: str
@@ -73,7 +77,7 @@ class Job:
     plan: memory.Plan = "plain"
     fused: bool = True
     channels_last: bool = True
-    compiled: bool = False
+    runner: Literal["eager", "compiled", "onnxruntime"] = "eager"
 
     @property
     def name(self) -> str:
@@ -125,7 +129,11 @@ def jobs(
             found.append(replace(theirs, precision="float32", channels_last=False))
             best = f"{ours.precision}, channels_last"
             found.append(replace(theirs, mode="best", settings=best))
-            found.append(replace(theirs, mode="compiled", settings=f"{best}, torch.compile", compiled=True))
+            found.append(replace(theirs, mode="compiled", settings=f"{best}, torch.compile", runner="compiled"))
+            if not training and device.type == "cpu":
+                _require("onnxruntime")
+                exported = replace(theirs, precision="float32", channels_last=False, runner="onnxruntime")
+                found.append(replace(exported, mode="onnxruntime", settings="float32, onnxruntime"))
     return found
 
 
@@ -135,13 +143,14 @@ def measure(work: Sequence[Job], rounds: int, steps: int, report: Callable[[str]
     Args:
         work: from `jobs`.
         rounds: timed rounds.
-        steps: of each system in a round.
+        steps: of each system in a round; more where they last less than `ROUND_S`.
         report: is told what is going on.
 
     Returns:
         A row for each job that worked: ``system``, ``mode``, ``settings``, ``images_per_s`` (median), ``peak_bytes``
         (memory beyond that of the bare process), ``first_step_s`` (building apart), ``rounds`` (images/s of each).
-        The faster of a system's ``best`` and ``compiled`` is called ``best``, the other ``eager`` or ``compiled``.
+        The fastest setting of another system is called ``best``, the rest by what they are: ``eager``, ``compiled``,
+        ``onnxruntime``.
 
     Raises:
         RuntimeError: one of ours failed.
@@ -167,7 +176,7 @@ def measure(work: Sequence[Job], rounds: int, steps: int, report: Callable[[str]
                 pipe.send(steps)
                 answer = _ask(job, pipe, process, report)
                 assert answer is not None, f"{job.name} stopped in round {number}"
-                rows[job]["rounds"].append(round(job.batch * steps / answer["seconds"], 1))
+                rows[job]["rounds"].append(round(job.batch / answer["seconds"], 1))
             report(f"round {number + 1} of {rounds}")
         for job, pipe, process in running:
             pipe.send(0)
@@ -179,7 +188,7 @@ def measure(work: Sequence[Job], rounds: int, steps: int, report: Callable[[str]
     finally:
         for _, _, process in running:
             process.kill()
-    return _best_first(list(rows.values()))
+    return _name_best(list(rows.values()))
 
 
 def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -225,7 +234,7 @@ def bench(
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         training: or answers alone.
         rounds: interleaved rounds.
-        steps: of each system in a round.
+        steps: of each system in a round; more where they last less than `ROUND_S`.
         report: is told what is going on.
 
     Returns:
@@ -242,8 +251,9 @@ def bench(
     chosen = devices.choose(device)
     rows = measure(jobs(name, batch, against, plans, precision, chosen, training=training), rounds, steps, report)
     versions = {"torch": torch.__version__, "python": platform.python_version()}
-    for package in ("pytorchcv", "timm"):
-        if package in against:
+    measured = [*against, *(row["mode"] for row in rows), *(row["settings"].split(", ")[-1] for row in rows)]
+    for package in ("pytorchcv", "timm", "onnxruntime"):
+        if package in measured:
             versions[package] = importlib.metadata.version(package)
     return {
         "network": name,
@@ -281,12 +291,13 @@ def draw(result: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def _best_first(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    for row in rows:
-        if row["mode"] == "compiled":
-            best = next(r for r in rows if r["system"] == row["system"] and r["mode"] == "best")
-            if row["images_per_s"] > best["images_per_s"]:
-                row["mode"], best["mode"] = "best", "eager"
+def _name_best(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    for system in ("pytorchcv", "timm"):
+        tuned = [row for row in rows if row["system"] == system and row["mode"] != "default"]
+        if tuned:
+            for row in tuned:
+                row["mode"] = "eager" if row["mode"] == "best" else row["mode"]
+            max(tuned, key=lambda row: row["images_per_s"])["mode"] = "best"
     return rows
 
 
@@ -299,7 +310,7 @@ def _ask(job: Job, pipe: Any, process: Any, report: Callable[[str], None]) -> di
         answer = {"error": f"its process ended with exit code {process.exitcode} (out of memory?)"}
     if "error" not in answer:
         return answer
-    if job.system in ("preresnet", "limit") or job.mode != "compiled":
+    if job.runner == "eager":
         raise RuntimeError(f"{job.name} failed: {answer['error']}")
     report(f"{job.name} left out: {answer['error']}")
     return None
@@ -318,17 +329,25 @@ def _serve(pipe: Any, job: Job) -> None:
         step()
         _wait(device)
         pipe.send({"first_step_s": round(time.perf_counter() - begin, 3)})
-        step()  # allocators and caches settle
-        _wait(device)
+        seconds = _timed(step, 1, device)  # allocators and caches settle
         while steps := pipe.recv():
-            begin = time.perf_counter()
-            for _ in range(steps):
-                step()
-            _wait(device)
-            pipe.send({"seconds": time.perf_counter() - begin})
+            time.sleep(REST_S)
+            step()
+            steps = max(steps, math.ceil(ROUND_S / seconds))
+            seconds = _timed(step, steps, device) / steps
+            pipe.send({"seconds": seconds})
         pipe.send({"peak_bytes": _peak(device) - before})
     except Exception as error:  # the parent decides whether that ends the run
         pipe.send({"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"})
+
+
+def _timed(step: Callable[[], object], steps: int, device: torch.device) -> float:
+    _wait(device)
+    begin = time.perf_counter()
+    for _ in range(steps):
+        step()
+    _wait(device)
+    return time.perf_counter() - begin
 
 
 def _warm(device: torch.device) -> None:
@@ -402,7 +421,9 @@ def _theirs(job: Job, x: Tensor, y: Tensor) -> Callable[[], object]:
     if job.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         x = x.contiguous(memory_format=torch.channels_last)
-    called = torch.compile(model) if job.compiled else model
+    if job.runner == "onnxruntime":
+        return _exported(model, x)
+    called = torch.compile(model) if job.runner == "compiled" else model
     if not job.training:
         return _answering(model, called, x, job.precision)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9, weight_decay=1e-4)
@@ -415,6 +436,19 @@ def _theirs(job: Job, x: Tensor, y: Tensor) -> Callable[[], object]:
         optimizer.step()
 
     return step
+
+
+def _exported(model: nn.Module, x: Tensor) -> Callable[[], object]:
+    import onnxruntime  # pyright: ignore[reportMissingImports] - an extra
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder) / "network.onnx")
+        torch.onnx.export(model.eval(), (x,), file, dynamo=True, verbose=False)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    fed = {session.get_inputs()[0].name: x.numpy()}
+    return lambda: session.run(None, fed)
 
 
 def _answering(
@@ -448,9 +482,15 @@ def _name_at(system: str, name: str) -> str:
     known = _NAMES[system]
     if name not in known:
         raise ValueError(f"{system} has no {name}; it is compared on {', '.join(known)}")
-    if importlib.util.find_spec(system) is None:
-        raise ValueError(f"{system} is not installed; pip install 'preresnet[peers]', or leave it out of --against")
+    _require(system)
     return known[name]
+
+
+def _require(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(
+            f"{package} is not installed; pip install 'preresnet[peers]', or compare with less in --against"
+        )
 
 
 def as_json(result: dict[str, Any]) -> str:
