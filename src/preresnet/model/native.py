@@ -32,18 +32,22 @@ def available() -> bool:
     return _functions() is not None
 
 
-def call(name: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
-    """Run one function of ``kernels.cpp``.
+def call(name: str, dtype: torch.dtype, first: Tensor, *others: Tensor | float | None) -> None:
+    """Run one function of ``kernels.cpp``; on tensors without memory there is nothing to do.
 
     Args:
         name: without the type's suffix.
         dtype: of the feature maps.
-        arguments: in its order, without the number of threads; a tensor stands for its memory, None for a null pointer.
+        first: its first argument, a feature map.
+        others: the rest in its order, without the number of threads; a tensor stands for its memory, None for a null
+            pointer.
     """
+    if first.is_meta:
+        return
     functions = _functions()
     assert functions is not None
-    values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
-    functions[name, dtype](*values, torch.get_num_threads())
+    values = [a.data_ptr() if isinstance(a, Tensor) else a for a in others]
+    functions[name, dtype](first.data_ptr(), *values, torch.get_num_threads())
 
 
 def cache_folder() -> Path:

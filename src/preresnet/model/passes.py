@@ -20,7 +20,6 @@ from types import CodeType, FunctionType
 from typing import Any
 
 import torch
-import torch._dynamo.exc
 from torch import Tensor
 
 from preresnet.model import native
@@ -76,7 +75,7 @@ def normalise(
     Returns:
         y as x, and the batch's mean and 1 / std, (c,).
     """
-    if x.device.type == "cpu":
+    if not x.is_cuda:
         y, (mean, inv_std) = _room(x) if passing else torch.empty_like(x), weight.new_empty(2, x.shape[1])
         pointers = weight, bias, moments, mean, inv_std, *running
         native.call("normalise", x.dtype, x, y, _positions(x), x.shape[1], *pointers, momentum, eps, relu)
@@ -90,7 +89,7 @@ def apply(
     x: Tensor, weight: Tensor, bias: Tensor, statistics: Statistics, *, relu: bool, passing: bool = False
 ) -> Tensor:
     """As `normalise`, with its mean and 1 / std given: the same y, bit for bit."""
-    if x.device.type == "cpu":
+    if not x.is_cuda:
         y = _room(x) if passing else torch.empty_like(x)
         native.call("apply", x.dtype, x, y, _positions(x), x.shape[1], weight, bias, *statistics, relu)
         return y
@@ -125,7 +124,7 @@ def differentiate(
         The gradients of x, weight and bias.
     """
     grad, other = _channels_last(grad, x), None if other is None else _channels_last(other, x)
-    if x.device.type == "cpu":
+    if not x.is_cuda:
         d_x, (d_weight, d_bias) = grad if overwrite else torch.empty_like(x), weight.new_empty(2, x.shape[1])
         pointers = weight, bias, *statistics, d_weight, d_bias
         native.call("differentiate", x.dtype, x, grad, other, d_x, _positions(x), x.shape[1], *pointers, relu)
@@ -147,9 +146,9 @@ def add(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         a + b, and (2, c): mean and variance (not the unbiased one) of each channel of it.
     """
-    if a.device.type == "cpu":
+    if not a.is_cuda:
         y = torch.empty_like(a)
-        moments = torch.empty(2, a.shape[1], dtype=sum_type(a.dtype))
+        moments = a.new_empty(2, a.shape[1], dtype=sum_type(a.dtype))
         native.call("add", a.dtype, a, b, y, _positions(a), a.shape[1], moments)
         return y, moments
     y, moments, *_ = _run(_add, a.device, rows(a), rows(b), a.shape[1])
@@ -165,6 +164,8 @@ def _room(like: Tensor) -> Tensor:
     It stays in the cache, and no large temporary tensor leaves a hole in the heap that small lasting ones then fill.
     (On a GPU, PyTorch's allocator keeps sizes apart.)
     """
+    if like.is_meta:
+        return torch.empty_like(like)
     room: Tensor | None = getattr(_shared, "room", None)
     if room is None or room.numel() < like.nbytes:
         room = _shared.room = torch.empty(like.nbytes, dtype=torch.uint8)
@@ -323,12 +324,14 @@ def _add(a: Tensor, b: Tensor, channels: int) -> tuple[Tensor, ...]:
 
 
 def _run(function: Callable[..., tuple[Tensor, ...]], device: torch.device, *args: Any) -> tuple[Tensor, ...]:
-    if device.type == "meta" or device.type in _broken:
+    from torch._dynamo.exc import TorchDynamoException  # here, because importing the compiler takes seconds
+
+    if device.type in _broken:
         return function(*args)
     constants = tuple(value for value in args if value is None or isinstance(value, bool | float))
     try:
         return _compiled(function, device.type, args[0].dtype, constants)(*args)
-    except torch._dynamo.exc.TorchDynamoException as error:
+    except TorchDynamoException as error:
         _broken.add(device.type)
         reason = str(error).strip().splitlines()[0]
         warnings.warn(
