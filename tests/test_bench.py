@@ -29,6 +29,7 @@ def test_a_bench_measures_all_and_writes_a_record(tmp_path: Path, capsys: pytest
         assert row["first_step_s"] > 0
         assert row["peak_bytes"] > 0
         assert len(row["rounds"]) == 2
+        assert ("predicted_bytes" in row) == (row["system"] == "preresnet")
     assert set(found["ratios"]) >= {"preresnet plain / preresnet eager", "preresnet sqrt / limit best"}
     assert main(["bench", *given]) == 2
     assert "already exists" in capsys.readouterr().err

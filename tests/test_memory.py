@@ -1,6 +1,11 @@
 """Memory plans: the same results, and predictions that hold."""
 
+import json
+import platform
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import preresnet
+from preresnet import device as devices
+from preresnet.cli import main
 from preresnet.model import memory
 from preresnet.model.describe import describe
 from preresnet.model.network import Network, build
@@ -107,3 +114,37 @@ def test_every_norm_of_a_network_is_counted() -> None:
     assert found == {"norms": norms, "lone_relus": 0, "convolutions": 166, "recomputing": 159}
     original = describe(network("resnet20-original"))["fused"]
     assert original["lone_relus"] == 9
+
+
+def test_memory_that_is_kept_is_not_asked_for_again() -> None:
+    """In a process of its own, since it changes how the process gets memory."""
+    script = """
+import resource, torch
+from preresnet import device
+device.keep_memory(256 << 20)
+for _ in range(2):
+    torch.ones(32 << 20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(32 << 20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        assert int(done.stdout) < 1000  # 10 tensors of 32,768 pages each otherwise
+
+
+def test_free_memory_is_known() -> None:
+    assert 0 < devices.free_bytes(torch.device("cpu")) < 1 << 50
+
+
+def test_a_run_says_its_plan_and_ends_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = []
+    for plan in ("auto", "sqrt"):
+        given = ["--memory", plan, "--schedule.steps", "3", "--network", "resnet8-preact", "--precision", "float32"]
+        assert main(["train", "digits/resnet20-preact", "--out", str(tmp_path / plan), *given]) == 0
+        assert f"memory plan {'plain' if plan == 'auto' else plan}: 0.0" in capsys.readouterr().err
+        results.append(json.loads((tmp_path / plan / "result.json").read_text()))
+    assert results[0]["loss"] == results[1]["loss"]
+    assert [result["memory_plan"] for result in results] == ["plain", "sqrt"]
+    assert results[1]["memory_predicted_bytes"] < results[0]["memory_predicted_bytes"]

@@ -5,84 +5,28 @@ machine disturbs all alike; figures are medians of rounds. A step of training is
 forward, loss, backward, optimiser. Batches are ready: no system prepares data.
 """
 
-import gc
 import importlib.metadata
 import importlib.util
 import json
-import math
 import multiprocessing
 import platform
 import statistics
-import sys
-import tempfile
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
 
 import preresnet.device as devices
-from preresnet import inference
 from preresnet.model import memory
 from preresnet.model.describe import default_size
-from preresnet.model.network import build, set_fused
 from preresnet.paper.networks import network
-from preresnet.recipe import Optim, Precision
+from preresnet.recipe import Precision
 from preresnet.spec import NetSpec, Order, from_json, to_json
-from preresnet.train.optim import set_lr, sgd, update
+from preresnet.study.systems import Job, serve
 
 Other = Literal["pytorchcv", "timm", "eager", "limit"]
-OTHERS: tuple[Other, ...] = get_args(Other)
-LR = 1e-3
-ROUND_S = 0.3  # a system's share of a round lasts at least this long
-REST_S = 0.1  # until the threads of the system before have stopped waiting actively for more work
-
-
-@dataclass(frozen=True)
-class Job:
-    """One system at one setting.
-
-    Args:
-        system: ``preresnet``, ``pytorchcv``, ``timm`` or ``limit``.
-        mode: the setting's name.
-        settings: the setting in words.
-        network: a `NetSpec` as JSON, or the other system's name of it.
-        size: height and width of the images.
-        classes: outputs.
-        channels: of the images.
-        batch: images in a step.
-        device: where it runs.
-        precision: ``float32`` or ``bfloat16`` autocast.
-        training: whole training steps, or answers alone.
-        plan: memory plan of ours.
-        fused: whether ours uses its own operations.
-        channels_last: memory layout of the other systems.
-        runner: what runs another system's network.
-    """
-
-    system: str
-    mode: str
-    settings: str
-    network: str
-    size: int
-    classes: int
-    channels: int
-    batch: int
-    device: str
-    precision: Precision
-    training: bool
-    plan: memory.Plan = "plain"
-    fused: bool = True
-    channels_last: bool = True
-    runner: Literal["eager", "compiled", "onnxruntime"] = "eager"
-
-    @property
-    def name(self) -> str:
-        """For ratios and messages."""
-        return f"{self.system} {self.mode}"
 
 
 def jobs(
@@ -148,7 +92,8 @@ def measure(work: Sequence[Job], rounds: int, steps: int, report: Callable[[str]
 
     Returns:
         A row for each job that worked: ``system``, ``mode``, ``settings``, ``images_per_s`` (median), ``peak_bytes``
-        (memory beyond that of the bare process), ``first_step_s`` (building apart), ``rounds`` (images/s of each).
+        (memory beyond that of the bare process), ``predicted_bytes`` (for ours in training), ``first_step_s``
+        (building apart), ``rounds`` (images/s of each).
         The fastest setting of another system is called ``best``, the rest by what they are: ``eager``, ``compiled``,
         ``onnxruntime``.
 
@@ -161,7 +106,7 @@ def measure(work: Sequence[Job], rounds: int, steps: int, report: Callable[[str]
     try:
         for job in work:
             here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there, job), daemon=True)
+            process = context.Process(target=serve, args=(there, job), daemon=True)
             process.start()
             there.close()
             running.append((job, here, process))
@@ -183,6 +128,10 @@ def measure(work: Sequence[Job], rounds: int, steps: int, report: Callable[[str]
             answer = _ask(job, pipe, process, report)
             assert answer is not None
             rows[job]["peak_bytes"] = answer["peak_bytes"]
+            if job.system == "preresnet" and job.training:
+                spec = from_json(NetSpec, job.network)
+                predicted = memory.predict(spec, job.size, job.batch, job.precision, job.plan)
+                rows[job]["predicted_bytes"] = predicted["peak_bytes"]
             rows[job]["images_per_s"] = round(statistics.median(rows[job]["rounds"]), 1)
             process.join()
     finally:
@@ -314,153 +263,6 @@ def _ask(job: Job, pipe: Any, process: Any, report: Callable[[str], None]) -> di
         raise RuntimeError(f"{job.name} failed: {answer['error']}")
     report(f"{job.name} left out: {answer['error']}")
     return None
-
-
-# --- in a system's own process ------------------------------------------------------------------------------------
-
-
-def _serve(pipe: Any, job: Job) -> None:
-    try:
-        device = torch.device(job.device)
-        _warm(device)
-        before = _memory(device)
-        step = _prepare(job, device)
-        begin = time.perf_counter()
-        step()
-        _wait(device)
-        pipe.send({"first_step_s": round(time.perf_counter() - begin, 3)})
-        seconds = _timed(step, 1, device)  # allocators and caches settle
-        while steps := pipe.recv():
-            time.sleep(REST_S)
-            step()
-            steps = max(steps, math.ceil(ROUND_S / seconds))
-            seconds = _timed(step, steps, device) / steps
-            pipe.send({"seconds": seconds})
-        pipe.send({"peak_bytes": _peak(device) - before})
-    except Exception as error:  # the parent decides whether that ends the run
-        pipe.send({"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"})
-
-
-def _timed(step: Callable[[], object], steps: int, device: torch.device) -> float:
-    _wait(device)
-    begin = time.perf_counter()
-    for _ in range(steps):
-        step()
-    _wait(device)
-    return time.perf_counter() - begin
-
-
-def _warm(device: torch.device) -> None:
-    """Load what any network needs, so that it does not count as the first one's memory."""
-    x = torch.ones(1, 16, 8, 8, device=device, requires_grad=True)
-    for dtype in (torch.float32, torch.bfloat16):
-        nn.functional.conv2d(x.to(dtype), torch.ones(16, 16, 3, 3, device=device, dtype=dtype)).sum().backward()
-    gc.collect()
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    if sys.platform == "linux":
-        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-    return _peak(device)
-
-
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    unit = 1024 if sys.platform == "linux" else 1  # macOS counts bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _prepare(job: Job, device: torch.device) -> Callable[[], object]:
-    source = torch.Generator().manual_seed(0)
-    x = torch.randn(job.batch, job.channels, job.size, job.size, generator=source).to(device)
-    y = torch.randint(0, job.classes, (job.batch,), generator=source).to(device)
-    if job.system in ("preresnet", "limit"):
-        return _ours(job, x.contiguous(memory_format=torch.channels_last), y)
-    return _theirs(job, x, y)
-
-
-def _ours(job: Job, x: Tensor, y: Tensor) -> Callable[[], object]:
-    spec = from_json(NetSpec, job.network)
-    model = build(spec, 0)
-    devices.place(model, x.device)
-    set_fused(model, job.fused)
-    if not job.training:
-        if job.fused and job.system == "preresnet":
-            answer = inference.answering(model, job.precision)
-            return lambda: answer(x)
-        return _answering(model, model, x, job.precision)
-    memory.set_plan(model, job.plan)
-    if x.device.type == "cpu" and job.fused:
-        devices.keep_memory(memory.predict(spec, job.size, job.batch, job.precision, job.plan)["peak_bytes"])
-    optimizer = sgd(model, Optim())
-    set_lr(optimizer, LR)
-    return lambda: update(model, optimizer, x, y, None, job.precision)
-
-
-def _theirs(job: Job, x: Tensor, y: Tensor) -> Callable[[], object]:
-    if job.system == "pytorchcv":
-        from pytorchcv.model_provider import get_model  # pyright: ignore[reportMissingImports] - an extra
-
-        model: nn.Module = get_model(job.network)
-    else:
-        import timm  # pyright: ignore[reportMissingImports] - an extra
-
-        model = timm.create_model(job.network)
-    model = model.to(x.device)
-    if job.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        x = x.contiguous(memory_format=torch.channels_last)
-    if job.runner == "onnxruntime":
-        return _exported(model, x)
-    called = torch.compile(model) if job.runner == "compiled" else model
-    if not job.training:
-        return _answering(model, called, x, job.precision)
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9, weight_decay=1e-4)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        with devices.autocast(x.device, job.precision):
-            output = called(x)
-        nn.functional.cross_entropy(output.float(), y).backward()
-        optimizer.step()
-
-    return step
-
-
-def _exported(model: nn.Module, x: Tensor) -> Callable[[], object]:
-    import onnxruntime  # pyright: ignore[reportMissingImports] - an extra
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = str(Path(folder) / "network.onnx")
-        torch.onnx.export(model.eval(), (x,), file, dynamo=True, verbose=False)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    fed = {session.get_inputs()[0].name: x.numpy()}
-    return lambda: session.run(None, fed)
-
-
-def _answering(
-    model: nn.Module, called: Callable[..., Tensor], x: Tensor, precision: Precision
-) -> Callable[[], object]:
-    model.eval()
-
-    def step() -> None:
-        with torch.inference_mode(), devices.autocast(x.device, precision):
-            called(x)
-
-    return step
 
 
 # Their names of our networks; both build theirs with projections where ours pads with zeros at 6n+2 layers.
