@@ -111,7 +111,9 @@ def _timed(step: Callable[[], object], steps: int, device: torch.device) -> floa
 
 
 def _warm(device: torch.device) -> None:
-    """Load what any network needs, so that it does not count as the first one's memory."""
+    """Load what any training needs, so that it does not count as the network's memory."""
+    import torch._dynamo  # noqa: F401 - PyTorch's optimisers load it at their first step
+
     x = torch.ones(1, 16, 8, 8, device=device, requires_grad=True)
     for dtype in (torch.float32, torch.bfloat16):
         nn.functional.conv2d(x.to(dtype), torch.ones(16, 16, 3, 3, device=device, dtype=dtype)).sum().backward()
