@@ -112,7 +112,7 @@ def _timed(step: Callable[[], object], steps: int, device: torch.device) -> floa
 
 def _warm(device: torch.device) -> None:
     """Load what any training needs, so that it does not count as the network's memory."""
-    import torch._dynamo  # noqa: F401 - PyTorch's optimisers load it at their first step
+    import torch._dynamo
 
     x = torch.ones(1, 16, 8, 8, device=device, requires_grad=True)
     for dtype in (torch.float32, torch.bfloat16):
