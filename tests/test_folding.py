@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from preresnet import inference
 from preresnet.inference import answering
 from preresnet.model import folding
 from preresnet.model.network import Network, build
@@ -86,3 +87,11 @@ def test_a_stem_that_the_shortcut_reads_keeps_its_norm() -> None:
     assert kept == 4
     with torch.no_grad():
         torch.testing.assert_close(answering(model, "float32")(x), model(x), rtol=1e-9, atol=1e-9)
+
+
+def test_a_batch_answered_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = used(network("resnet8-preact"))
+    x = torch.cat([x, x.flip(3), x[:1]])
+    whole = answering(model, "float32")(x)
+    monkeypatch.setattr(inference, "CACHE_BYTES", 2 * 16 * 32 * 32 * 8)  # two images at a time
+    torch.testing.assert_close(answering(model, "float32")(x), whole, rtol=1e-12, atol=1e-12)

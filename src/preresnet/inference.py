@@ -12,8 +12,10 @@ from torch import Tensor
 from preresnet.model import folding
 from preresnet.model.network import Network
 from preresnet.recipe import Precision
+from preresnet.spec import NetSpec
 
 CALIBRATION_BINS = 15  # Guo et al., 2017
+CACHE_BYTES = 8 << 20  # a CPU answers in parts whose largest feature map stays in its last-level cache
 
 
 def answering(model: Network, precision: Precision) -> Callable[[Tensor], Tensor]:
@@ -33,10 +35,22 @@ def answering(model: Network, precision: Precision) -> Callable[[Tensor], Tensor
     network = folding.folded(model, dtype)
 
     def answer(x: Tensor) -> Tensor:
+        size = len(x) if x.is_cuda else max(1, CACHE_BYTES // (_widest(model.spec, x) * dtype.itemsize))
         with torch.inference_mode():
-            return network(x.to(dtype).contiguous(memory_format=torch.channels_last)).to(own)
+            x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+            return torch.cat([network(part) for part in x.split(max(size, 1))]).to(own)
 
     return answer
+
+
+def _widest(spec: NetSpec, x: Tensor) -> int:
+    """About how many values the largest feature map of one image has."""
+    stride, most = spec.stem.stride, spec.stem.width / spec.stem.stride**2
+    stride *= 2 if spec.stem.activated else 1
+    for stage in spec.stages:
+        stride *= stage.stride
+        most = max(most, stage.width / stride**2)
+    return max(1, int(most * x.shape[2] * x.shape[3]))
 
 
 def logits(model: Network, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision) -> tuple[Tensor, Tensor]:
