@@ -35,7 +35,7 @@ OWN: dict[str, Recipe] = {
         network="resnet20-preact",
         data=DataSpec(name="digits", image_size=16, pad=1, flip=False),
         optim=Optim(nesterov=True, weight_decay=5e-4),
-        schedule=Schedule(steps=400, lr=0.2, shape="one_cycle", warmup_steps=80),
+        schedule=Schedule(steps=800, lr=0.2, shape="one_cycle", warmup_steps=160),
         global_batch=64,
         log_every=20,
         eval_every=100,
