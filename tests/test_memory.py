@@ -1,7 +1,6 @@
 """Memory plans: the same results, and predictions that hold."""
 
 import json
-import platform
 import subprocess
 import sys
 from itertools import product
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 import preresnet
 from preresnet import device as devices
 from preresnet.cli import main
-from preresnet.model import memory
+from preresnet.model import memory, native
 from preresnet.model.describe import describe
 from preresnet.model.network import Network, build
 from preresnet.model.preactivation import Norm
@@ -116,22 +115,56 @@ def test_every_norm_of_a_network_is_counted() -> None:
     assert original["lone_relus"] == 9
 
 
-def test_memory_that_is_kept_is_not_asked_for_again() -> None:
-    """In a process of its own, since it changes how the process gets memory."""
-    script = """
-import resource, torch
-from preresnet import device
-device.keep_memory(256 << 20)
-for _ in range(2):
-    torch.ones(32 << 20)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    torch.ones(32 << 20)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        assert int(done.stdout) < 1000  # 10 tensors of 32,768 pages each otherwise
+def in_a_process_that_keeps_memory(script: str) -> None:
+    """Run a script in a process of its own, since it changes for good where tensors get memory."""
+    head = "import random, threading, torch\nfrom preresnet.model import native\nassert native.keep_memory()\n"
+    subprocess.run([sys.executable, "-c", head + script], check=True, timeout=120)
+
+
+needs_pool = pytest.mark.skipif(
+    sys.platform != "linux" or not native.available(), reason="memory is kept on Linux with a C++ compiler"
+)
+
+
+@needs_pool
+def test_kept_memory_is_used_again_and_pieces_are_joined() -> None:
+    in_a_process_that_keeps_memory("""
+size = 1 << 20
+a, b, c, d = (torch.empty(size) for _ in range(4))
+first, second, small = a.data_ptr(), b.data_ptr(), torch.empty(16)
+assert (second - first) % 64 == 0 and first < second < c.data_ptr() < d.data_ptr()
+assert not first <= small.data_ptr() < d.data_ptr()
+del b
+assert torch.empty(size).data_ptr() == second  # the piece fits
+del a
+pair = torch.empty(2 * size)
+assert pair.data_ptr() == first  # two neighbours that are free are one piece
+del pair, c
+assert torch.empty(3 * size).data_ptr() == first
+grown = torch.zeros(size).resize_(2 * size)
+assert grown.shape == (2 * size,) and torch.equal(grown[:size], torch.zeros(size))
+""")
+
+
+@needs_pool
+def test_kept_memory_is_nobody_elses() -> None:
+    """Random sizes from four threads: every tensor holds what was written to it until it is freed."""
+    in_a_process_that_keeps_memory("""
+wrong = []
+def work(seed):
+    draw, live = random.Random(seed), {}
+    for number in range(400):
+        key = seed * 1000 + number
+        live[key] = torch.full((draw.choice([10, 40_000, 70_000, 300_000, 300_000]),), key, dtype=torch.int32)
+        if len(live) > 12:
+            key = draw.choice(list(live))
+            if not bool((live.pop(key) == key).all()):
+                wrong.append(key)
+threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert not wrong, wrong
+""")
 
 
 def test_free_memory_is_known() -> None:

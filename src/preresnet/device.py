@@ -1,6 +1,5 @@
 """Which device computes, in which precision, and what is it called?"""
 
-import ctypes
 import os
 import platform
 import sys
@@ -70,31 +69,6 @@ def free_bytes(device: torch.device) -> int:
     except (OSError, StopIteration, ValueError):  # no such files, or no limit ("max")
         pass
     return free
-
-
-def keep_memory(num_bytes: int) -> None:
-    """Let the process keep what it frees, in huge pages, so that a training step asks the system for no memory.
-
-    By default glibc gives every large tensor back to the system when it is freed, and the next one costs a page fault
-    for each 4 KiB: 5 to 15 % of a step. Does something with glibc on Linux only, and nothing elsewhere.
-
-    Args:
-        num_bytes: what a step is expected to need.
-    """
-    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.malloc.restype = libc.memalign.restype = ctypes.c_void_p
-    for parameter, value in _MALLOC.items():
-        libc.mallopt(parameter, value)
-    block = libc.memalign(ctypes.c_size_t(_HUGE_PAGE), ctypes.c_size_t(num_bytes))
-    if block:
-        libc.madvise(ctypes.c_void_p(block), ctypes.c_size_t(num_bytes), _MADV_HUGEPAGE)
-        libc.free(ctypes.c_void_p(block))
-
-
-_HUGE_PAGE, _MADV_HUGEPAGE = 2 << 20, 14
-_MALLOC = {-3: 2**31 - 1, -1: 2**31 - 1, -2: 64 << 20}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
 
 
 def describe(device: torch.device) -> str:

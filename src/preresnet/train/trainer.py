@@ -15,7 +15,7 @@ import preresnet.device as devices
 from preresnet import inference, trained
 from preresnet.data import augment, sets
 from preresnet.data.loaders import TrainingBatches, evaluation_batches
-from preresnet.model import memory, weights
+from preresnet.model import memory, native, weights
 from preresnet.model.network import Network, build
 from preresnet.recipe import Precision, Recipe
 from preresnet.spec import NetSpec, to_json
@@ -85,7 +85,7 @@ def train(request: folder.Request) -> dict[str, Any]:
     normalisation = augment.fit(data.train.pixels, recipe.data)
     kept = trained.metadata(recipe.data, data.classes, normalisation)
     if device.type == "cpu":
-        devices.keep_memory(predicted)
+        native.keep_memory()
     log = runlog.RunLog(out, recipe.schedule.steps, state.step)
     free = devices.free_bytes(device)
     log.say(f"memory plan {plan}: {predicted / 2**30:.2f} GiB predicted, {free / 2**30:.1f} GiB free")
