@@ -1,5 +1,6 @@
 """Folded norms: exactly the foldable ones, and the same answers."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from preresnet import inference
 from preresnet.inference import answering
-from preresnet.model import folding
+from preresnet.model import folding, native, program
 from preresnet.model.network import Network, build
 from preresnet.model.preactivation import Norm
 from preresnet.paper.networks import ORDERS, SHORTCUTS, network
@@ -39,7 +40,7 @@ def used(spec: NetSpec) -> tuple[Network, Tensor]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_folded_network_answers_the_same(name: str) -> None:
+def test_a_folded_network_answers_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = network(name, num_classes=7)
     if spec.depth == 50:
         spec = replace(spec, stages=tuple(replace(stage, num_units=1) for stage in spec.stages))
@@ -51,9 +52,12 @@ def test_a_folded_network_answers_the_same(name: str) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
     single = model.float()
-    found = answering(single, "float32")(x.float())
-    assert found.dtype == torch.float32
-    assert float((found - expected).norm() / expected.norm()) < 1e-4
+    for few in (0, x.numel()):  # by PyTorch's operations, and as one program where there is one
+        monkeypatch.setattr(inference, "FEW_PIXELS", few)
+        found = answering(single, "float32")(x.float())
+        assert found.dtype == torch.float32
+        assert float((found - expected).norm() / expected.norm()) < 1e-4
+    monkeypatch.setattr(inference, "FEW_PIXELS", 0)
     half = answering(single, "bfloat16")(x.float())
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         unfolded = single(x.float()).float()
@@ -95,3 +99,46 @@ def test_a_batch_answered_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) 
     whole = answering(model, "float32")(x)
     monkeypatch.setattr(inference, "CACHE_BYTES", 2 * 16 * 32 * 32 * 8)  # two images at a time
     torch.testing.assert_close(answering(model, "float32")(x), whole, rtol=1e-12, atol=1e-12)
+
+
+needs_compiler = pytest.mark.skipif(native.program() is None, reason="needs a C++ compiler")
+
+
+PROGRAMS = [
+    *(f"resnet14-{order}{kind}" for order, kind in product(ORDERS, ("", "-1layer"))),
+    *(f"resnet20-{order}-bottleneck" for order in ORDERS),
+    *("resnet14-original-conv1x1", "resnet14-preact-conv1x1"),
+]
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(("images", "height", "width"), [(1, 32, 32), (3, 13, 21), (2, 4, 1)])
+def test_a_program_computes_what_the_folded_network_does(name: str, images: int, height: int, width: int) -> None:
+    spec = network(name, num_classes=7, in_channels=2)
+    model, _ = used(spec)
+    folded = folding.folded(model.float(), torch.float32)
+    answer = program.answering(folded)
+    assert answer is not None
+    source = torch.Generator().manual_seed(2)
+    for _ in range(2):  # nothing is left of the first batch
+        x = torch.randn(images, 2, height, width, generator=source).contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            torch.testing.assert_close(answer(x), folded(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet14-original-shortcut-gate-6", "resnet14-plain", "resnet18-preact"])
+def test_some_networks_have_no_program(name: str) -> None:
+    """A gate, no shortcut at all, and weights that no cache holds."""
+    model, _ = used(network(name))
+    assert program.answering(folding.folded(model.float(), torch.float32)) is None
+
+
+@needs_compiler
+def test_a_program_serves_several_threads() -> None:
+    model, _ = used(network("resnet14-preact"))
+    answer = answering(model.float(), "float32")
+    x = torch.randn(16, 1, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    expected = [answer(one) for one in x]
+    with ThreadPoolExecutor(4) as threads:
+        assert all(map(torch.equal, threads.map(answer, x), expected))

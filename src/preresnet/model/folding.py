@@ -147,18 +147,23 @@ def folded(model: Network, dtype: torch.dtype) -> nn.Module:
             if isinstance(module, Projection | Gate):
                 module.conv, module.norm = FoldedConv(module.conv, module.norm, dtype), nn.Identity()  # type: ignore[assignment]
         parts.append(FoldedUnit(unit, pre, dtype))
-    parts += [_kept(head.norm), _Classifier(head.linear.to(dtype))]
+    parts += [_kept(head.norm), Classifier(head.linear.to(dtype))]
     return nn.Sequential(*parts).eval()
 
 
-class _Classifier(nn.Module):
-    """Global average pooling and the classifier."""
+class Classifier(nn.Module):
+    """Global average pooling and the classifier.
+
+    Args:
+        linear: the classifier's weights.
+    """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.linear = linear
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) -> (n, num_classes)."""
         return self.linear(x.mean((2, 3)))
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-KERNELS, POOL = (Path(__file__).with_name(name) for name in ("kernels.cpp", "pool.cpp"))
+KERNELS, POOL, PROGRAM = (Path(__file__).with_name(f"{name}.cpp") for name in ("kernels", "pool", "program"))
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-w")
 TYPES = {torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
 
@@ -80,6 +81,24 @@ def keep_memory() -> bool:
         return bool(ctypes.CDLL(str(_build(POOL, *flags))).keep_memory())
     except (OSError, subprocess.SubprocessError):
         return False  # what it costs to have no compiler is said where kernels are compiled
+
+
+def run(steps: ctypes.Array[Any]) -> None:
+    """Run the steps of ``program.cpp``, one after the other."""
+    function = program()
+    assert function is not None
+    function(steps, len(steps), torch.get_num_threads())
+
+
+@cache
+def program() -> Callable[..., None] | None:
+    """The function of ``program.cpp``; None where it cannot be compiled."""
+    try:
+        function = ctypes.CDLL(str(_build(PROGRAM))).run
+    except (OSError, subprocess.SubprocessError):
+        return None
+    function.argtypes, function.restype = [_POINTER, _LONG, _INT], None
+    return function
 
 
 @cache
