@@ -8,7 +8,8 @@ import torch
 
 import preresnet
 from preresnet import device as devices
-from preresnet.recipe import Schedule
+from preresnet.recipe import Precision, Schedule
+from preresnet.train.capture import Steps, own_stream
 from preresnet.train.folder import Request
 from preresnet.train.optim import set_lr, sgd, update
 from preresnet.train.trainer import train
@@ -31,6 +32,53 @@ def test_a_gpu_computes_what_a_cpu_does(name: str) -> None:
         inputs = x.double().to(device), y.to(device)
         losses[device.type] = [update(model, optimizer, *inputs, None, "float32")[0].item() for _ in range(5)]
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-8)
+
+
+@pytest.mark.parametrize("name", ["resnet20-preact", "resnet29-preact-bottleneck", "resnet20-original-conv1x1"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_captured_step_is_the_step(name: str, precision: Precision) -> None:
+    """Same losses, weights and statistics as uncaptured, while the rate and the size of the images change."""
+    device, losses, states = torch.device("cuda"), [], []
+    for capturing in (False, True):
+        model = devices.place(preresnet.create_model(name, seed=0), device)
+        torch.backends.cudnn.benchmark = False  # the same kernels both times
+        with own_stream(device):
+            optimizer = sgd(model, preresnet.recipe("cifar10/resnet20-preact").optim)
+            step = Steps(model, optimizer, None, precision, capturing=capturing)
+            source = torch.Generator().manual_seed(1)
+            found = []
+            for number in range(12):
+                size = 24 if number < 6 else 32
+                x = torch.randn(16, 3, size, size, generator=source).to(device, memory_format=torch.channels_last)
+                set_lr(optimizer, 0.001 * (number + 1))
+                found.append(step(x, (torch.arange(16) % 10).to(device))[0])
+            assert len(step.captured) == 2 * capturing
+        losses.append(torch.stack(found).double().cpu())
+        states.append({key: value.double().cpu() for key, value in model.state_dict().items()})
+    # Some of cuDNN's kernels add in any order.
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(states[1], states[0], rtol=1e-2, atol=1e-3)
+
+
+def test_a_captured_step_draws_new_masks() -> None:
+    device = torch.device("cuda")
+    model = devices.place(preresnet.create_model("resnet8-original-dropout-0.5", seed=0), device)
+    with own_stream(device):
+        optimizer = sgd(model, preresnet.recipe("cifar10/resnet20-preact").optim)
+        step = Steps(model, optimizer, None, "float32")
+        x = torch.randn(16, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
+        losses = [step(x, (torch.arange(16) % 10).to(device))[0].item() for _ in range(8)]  # at rate 0
+    assert len(step.captured) == 1
+    assert len(set(losses)) == 8
+
+
+def test_float32_is_not_rounded() -> None:
+    model = devices.place(preresnet.create_model("resnet8-preact", seed=0).eval(), torch.device("cuda"))
+    x = torch.randn(8, 3, 32, 32)
+    with torch.no_grad():
+        found = model(x.cuda().contiguous(memory_format=torch.channels_last)).cpu().double()
+        expected = model.cpu().double()(x.double())
+    assert float((found - expected).norm() / expected.norm()) < 1e-5  # TF32: about 1e-3
 
 
 def test_auto_precision_trains_digits(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ class TrainingBatches:
         Returns:
             (batch, c, h, w) float32 in channels_last, smaller in the first ``small_steps``; (batch,) int64 labels.
         """
-        taken = self.images.take(self.indices(step).to(self.images.pixels.device))
+        taken = self.images.take(self.indices(step).to(self.images.pixels.device, non_blocking=True))
         x = self.normalisation(taken.pixels)
         if self.spec.pad or self.spec.flip:
             choices = draw(self.batch, self.spec, generator(self.seed, "augment", step))

@@ -19,7 +19,8 @@ from preresnet.model import memory, native
 from preresnet.model.network import build, set_fused
 from preresnet.recipe import Optim, Precision
 from preresnet.spec import NetSpec, from_json
-from preresnet.train.optim import set_lr, sgd, update
+from preresnet.train.capture import EAGER_STEPS, Steps, own_stream
+from preresnet.train.optim import set_lr, sgd
 
 ROUND_S = 0.3  # a system's share of a round lasts at least this long
 REST_S = 0.1  # until the threads of the system before have stopped waiting actively for more work
@@ -82,23 +83,29 @@ def serve(pipe: Any, job: Job) -> None:
     """
     try:
         device = torch.device(job.device)
-        _warm(device)
-        before = _memory(device)
-        step = _prepare(job, device)
-        begin = time.perf_counter()
-        step()
-        _wait(device)
-        pipe.send({"first_step_s": round(time.perf_counter() - begin, 3)})
-        seconds = _timed(step, 1, device)  # allocators and caches settle
-        while steps := pipe.recv():
-            time.sleep(REST_S)
-            step()
-            steps = max(steps, math.ceil(ROUND_S / seconds))
-            seconds = _timed(step, steps, device) / steps
-            pipe.send({"seconds": seconds})
-        pipe.send({"peak_bytes": _peak(device) - before})
+        with own_stream(device):
+            _serve(pipe, job, device)
     except Exception as error:  # the parent decides whether that ends the run
         pipe.send({"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"})
+
+
+def _serve(pipe: Any, job: Job, device: torch.device) -> None:
+    _warm(device)
+    before = _memory(device)
+    step = _prepare(job, device)
+    begin = time.perf_counter()
+    step()
+    _wait(device)
+    pipe.send({"first_step_s": round(time.perf_counter() - begin, 3)})
+    settling = 1 if device.type == "cpu" else EAGER_STEPS + 1  # memory and caches; on a GPU until the step is captured
+    seconds = _timed(step, settling, device) / settling
+    while steps := pipe.recv():
+        time.sleep(REST_S)
+        step()
+        steps = max(steps, math.ceil(ROUND_S / seconds))
+        seconds = _timed(step, steps, device) / steps
+        pipe.send({"seconds": seconds})
+    pipe.send({"peak_bytes": _peak(device) - before})
 
 
 def _timed(step: Callable[[], object], steps: int, device: torch.device) -> float:
@@ -167,7 +174,8 @@ def _ours(job: Job, x: Tensor, y: Tensor) -> Callable[[], object]:
         native.keep_memory()
     optimizer = sgd(model, Optim())
     set_lr(optimizer, LR)
-    return lambda: update(model, optimizer, x, y, None, job.precision)
+    step = Steps(model, optimizer, None, job.precision, capturing=job.fused)
+    return lambda: step(x, y)
 
 
 def _theirs(job: Job, x: Tensor, y: Tensor) -> Callable[[], object]:

@@ -44,9 +44,13 @@ def sgd(model: nn.Module, optim: Optim) -> torch.optim.SGD:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group."""
+    """Set the learning rate of every group; nothing waits for the device."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("scale", 1.0)
+        value = lr * group.get("scale", 1.0)
+        if isinstance(group["lr"], Tensor) and group["lr"].is_cuda:  # a captured step reads it there
+            group["lr"].fill_(value)
+        else:
+            group["lr"] = value
 
 
 @torch.no_grad()

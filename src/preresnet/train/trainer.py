@@ -20,7 +20,8 @@ from preresnet.model.network import Network, build
 from preresnet.recipe import Precision, Recipe
 from preresnet.spec import NetSpec, to_json
 from preresnet.train import checkpoint, folder, runlog
-from preresnet.train.optim import set_lr, sgd, update
+from preresnet.train.capture import Steps, own_stream
+from preresnet.train.optim import set_lr, sgd
 
 
 class InterruptedRunError(Exception):
@@ -135,14 +136,15 @@ def _loop(
     held = data.evaluation.to(device)
     state.model.train()
     window = _Window(state)
-    with _Signals() as signals:
+    step = Steps(state.model, state.optimizer, recipe.norm_batch, precision)
+    with _Signals() as signals, own_stream(device):
         while state.step < last:
             begin = time.perf_counter()
             x, y = batches.at(state.step)
             state.wait_seconds += time.perf_counter() - begin
             lr = recipe.schedule.at(state.step)
             set_lr(state.optimizer, lr)
-            window.add(*update(state.model, state.optimizer, x, y, recipe.norm_batch, precision))
+            window.add(*step(x, y))
             state.step += 1
             done, stop = state.step == last, signals.received
             if not (done or stop or any(state.step % every == 0 for every in _rhythms(recipe))):
