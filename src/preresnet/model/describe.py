@@ -69,7 +69,7 @@ def describe(spec: NetSpec, size: int | None = None, batch: int = 128) -> dict[s
         "training": {
             "batch": batch,
             "peak_bytes": {
-                plan: memory.predict(spec, size, max(batch, 2), "bfloat16", plan)["peak_bytes"] for plan in memory.PLANS
+                plan: found["peak_bytes"] for plan, found in memory.predictions(spec, size, max(batch, 2), "bfloat16")
             },
         },
         "fused": fused(meta(spec)),

@@ -15,7 +15,7 @@ Source: Chen et al., 2016, "Training deep nets with sublinear memory cost", for 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +105,11 @@ def predict(spec: NetSpec, size: int, batch: int, precision: str, plan: Plan) ->
         and ``peak_bytes`` (the most held at any time: weights, saved activations, the segment that is being
         recomputed, and working space).
     """
-    model = without_memory(spec, precision)
+    return _predict(without_memory(spec, precision), size, batch, precision, plan)
+
+
+def _predict(model: Network, size: int, batch: int, precision: str, plan: Plan) -> dict[str, int]:
+    spec = model.spec
     set_plan(model, plan)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     x = torch.empty(batch, spec.in_channels, size, size, device="meta", dtype=dtype)
@@ -149,7 +153,7 @@ def predict(spec: NetSpec, size: int, batch: int, precision: str, plan: Plan) ->
     }
 
 
-def choose(spec: NetSpec, size: int, batch: int, precision: str, available: int) -> tuple[Plan, dict[str, Any]]:
+def choose(spec: NetSpec, size: int, batch: int, precision: str, available: int) -> tuple[Plan, dict[str, int]]:
     """The plan that computes least among those that fit.
 
     Args:
@@ -162,10 +166,14 @@ def choose(spec: NetSpec, size: int, batch: int, precision: str, available: int)
     Returns:
         The plan and its prediction; the leanest plan where none fits.
     """
-    found: tuple[Plan, dict[str, Any]] | None = None
+    for plan, found in predictions(spec, size, batch, precision):
+        if found["peak_bytes"] <= available or plan == PLANS[-1]:
+            return plan, found
+    raise AssertionError
+
+
+def predictions(spec: NetSpec, size: int, batch: int, precision: str) -> Iterator[tuple[Plan, dict[str, int]]]:
+    """`predict` for each plan, from the one that computes least to the leanest."""
+    model = without_memory(spec, precision)
     for plan in PLANS:
-        found = plan, predict(spec, size, batch, precision, plan)
-        if found[1]["peak_bytes"] <= available:
-            break
-    assert found is not None
-    return found
+        yield plan, _predict(model, size, batch, precision, plan)
