@@ -81,7 +81,7 @@ def fused(model: Network) -> dict[str, int]:
 
     Returns:
         ``norms`` (each in one operation with its ReLU), ``lone_relus`` (without a norm before them: plain),
-        ``convolutions``, and of those ``recomputing``: whose input the plans ``recompute`` and ``sqrt`` compute again.
+        ``convolutions``, and of those ``recomputing``: whose input the plan ``recompute`` computes again.
     """
     recomputing = 0
     for unit in model.modules():
