@@ -1,9 +1,9 @@
 """What will the runs of a study cost: images, and hours on this device?
 
-Hours are predicted from steps that are really timed: for each kind of residual unit, at the recipe's batch and precision,
-two shallow networks of 1 and 3 units a stage. A unit adds the same time at any depth, so a line through the two, in
-multiply-adds, gives the deep ones, without the minutes that a step of 1001 layers may take. Evaluations are timed and
-extended alike. Runs are counted one after the other.
+Hours are predicted from steps that are really timed: for each kind of residual unit, at the recipe's batch and
+precision, two shallow networks of 1 and 3 units a stage. A unit adds the same time at any depth, so a line through the
+two, in multiply-adds, gives the deep ones, without the minutes that a step of 1001 layers may take. Evaluations are
+timed and extended alike. Runs are counted one after the other.
 """
 
 import time
@@ -31,8 +31,8 @@ SHALLOW = (1, 3)  # units a stage
 TIMED_S, TIMED_STEPS = 0.3, 20  # a measurement ends with the first of the two, after one step that warms up
 TEST_IMAGES = {"digits": 360, "cifar10": 10_000, "cifar100": 10_000}
 MEASURED = (
-    f"timed steps of two shallow networks of each kind of unit ({SHALLOW[0]} and {SHALLOW[1]} units a stage), extended to "
-    "the depth of each row in proportion to its multiply-adds; one run at a time"
+    f"timed steps of two shallow networks of each kind of unit ({SHALLOW[0]} and {SHALLOW[1]} units a stage), extended "
+    "along a line to the multiply-adds of each row; one run at a time"
 )
 
 
@@ -74,10 +74,10 @@ def predict(
         report: is told what is measured.
 
     Returns:
-        ``study``, ``title``, ``scale``, ``device``, ``measured`` (how), ``runs``: each with ``row``, ``label``, ``seed``,
-        ``network``, ``data``, ``folder``, ``steps``, ``batch``, ``images`` (training), ``multiply_adds`` (of an image)
-        and ``hours``; and ``images`` and ``hours`` of all together. Rows that test the same run share its cost: the
-        second of them has none.
+        ``study``, ``title``, ``scale``, ``device``, ``measured`` (how), ``runs``: each with ``row``, ``label``,
+        ``seed``, ``network``, ``data``, ``folder``, ``steps``, ``batch``, ``images`` (training), ``multiply_adds`` (of
+        an image) and ``hours``; and ``images`` and ``hours`` of all together. Rows that test the same run share its
+        cost: the second of them has none.
 
     Raises:
         ValueError: no such device.

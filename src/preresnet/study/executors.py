@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from typing import Any, Literal
 
 from preresnet.study.runs import Job, Outcome, work
@@ -39,7 +39,7 @@ def local(jobs: Sequence[Job], parallel: int, report: Report, tick: Callable[[],
     context = multiprocessing.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // parallel) if parallel > 1 else None
     waiting = deque(replace(job, threads=threads) for job in jobs)
-    running: dict[Connection, tuple[Any, Job]] = {}
+    running: dict[Any, tuple[Any, Job]] = {}
 
     def stop(again: bool) -> None:
         for process, _ in running.values():
@@ -56,7 +56,6 @@ def local(jobs: Sequence[Job], parallel: int, report: Report, tick: Callable[[],
                     there.close()
                     running[here] = process, job
                 for pipe in wait(list(running), timeout=TICK_S):
-                    assert isinstance(pipe, Connection)
                     process, job = running.pop(pipe)
                     report(job, _answer(pipe, process, signals.received))
                 tick()
@@ -65,7 +64,7 @@ def local(jobs: Sequence[Job], parallel: int, report: Report, tick: Callable[[],
     return signals.received
 
 
-def _answer(pipe: Connection, process: Any, stopped: int) -> Outcome:
+def _answer(pipe: Any, process: Any, stopped: int) -> Outcome:
     try:
         outcome = pipe.recv()
     except (EOFError, ConnectionResetError):
@@ -81,7 +80,7 @@ def _answer(pipe: Connection, process: Any, stopped: int) -> Outcome:
     return Outcome("failed", message=f"its process ended with {words} (out of memory?)")
 
 
-def _serve(pipe: Connection, job: Job) -> None:
+def _serve(pipe: Any, job: Job) -> None:
     """Body of a process: one run."""
     if hasattr(os, "setpgrp"):
         os.setpgrp()  # Ctrl-C reaches the parent alone, which passes it on once: a second signal would not save

@@ -81,7 +81,9 @@ def kept(request: folder.Request) -> Outcome | None:
         spec = json.loads(to_json(folder.resolve_network(request.recipe, num_classes, in_channels)))
         same = from_json(Recipe, json.dumps(found["recipe"])) == request.recipe and found["network"] == spec
         if same and found["seed"] == request.seed:
-            return Outcome("diverged" if file == DIVERGED_FILE else "done", found["error_pct"], found.get("message", ""))
+            return Outcome(
+                "diverged" if file == DIVERGED_FILE else "done", found["error_pct"], found.get("message", "")
+            )
     return None
 
 

@@ -1,7 +1,7 @@
 """What do the errors of a few seeds say: about a row, about the difference of two, about a claim?
 
-The rule, argued in docs/guide/reproduce.md: a claim of the paper has a direction, so its test is one-sided, and exact, for
-there are few seeds. "Not enough runs" is said where even a complete separation of the seeds would not reach 5 %.
+The rule, argued in docs/guide/reproduce.md: a claim of the paper has a direction, so its test is one-sided, and exact,
+for there are few seeds. "Not enough runs" is said where even a complete separation of the seeds would not reach 5 %.
 """
 
 import math
@@ -49,9 +49,9 @@ def of_row(measured: Measured) -> dict[str, Any] | None:
     """Statistics of the errors of a row.
 
     Returns:
-        None without runs; else ``n`` (runs, with those whose loss was not finite), ``errors`` (of the others), ``median``
-        (None if it is such a run), ``mean``, ``std`` (n - 1 below; both None if a loss was not finite), ``interval``
-        (bootstrap, 95 %, of the median, from 3 runs on), ``failed``.
+        None without runs; else ``n`` (runs, with those whose loss was not finite), ``errors`` (of the others),
+        ``median`` (None if it is such a run), ``mean``, ``std`` (n - 1 below; both None if a loss was not finite),
+        ``interval`` (bootstrap, 95 %, of the median, from 3 runs on), ``failed``.
     """
     errors = measured.errors
     if not errors:
@@ -83,14 +83,20 @@ def interval(a: Sequence[float], b: Sequence[float] | None = None) -> list[float
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # equal errors: an interval of no width
         found = stats.bootstrap(
-            samples, statistic, n_resamples=RESAMPLES, method="percentile", vectorized=True, rng=np.random.default_rng(0)
+            samples,
+            statistic,
+            n_resamples=RESAMPLES,
+            method="percentile",
+            vectorized=True,
+            rng=np.random.default_rng(0),
         ).confidence_interval
-    return [_number(float(found.low)), _number(float(found.high))]
+    return [round(float(found.low), 4), round(float(found.high), 4)]
 
 
 def p_value(a: Sequence[float], b: Sequence[float], alternative: str = "two-sided") -> float:
     """Exact permutation test of the rank sum (Mann-Whitney with ties); ``less``: a lies below b."""
-    method = stats.PermutationMethod(n_resamples=99_999, rng=np.random.default_rng(0))
+    # not the method "exact", which wants no ties: errors on 10,000 images have them
+    method: Any = stats.PermutationMethod(n_resamples=99_999, rng=np.random.default_rng(0))
     return float(stats.mannwhitneyu(a, b, alternative=alternative, method=method).pvalue)
 
 
@@ -100,9 +106,9 @@ def least_p(num_a: int, num_b: int) -> float:
 
 
 def difference(a: Measured, b: Measured) -> dict[str, Any] | None:
-    """How two rows differ: ``difference`` of medians (a - b), its ``interval``, two-sided ``p``, ``n``; None without runs.
+    """How two rows differ: ``difference`` of medians (a - b), its ``interval``, two-sided ``p``, ``n``.
 
-    ``p`` is None where no difference could reach 5 % one-sided (10 % two-sided).
+    None without runs; ``p`` is None where no difference could reach 5 % one-sided (10 % two-sided).
     """
     if not a.errors or not b.errors:
         return None
@@ -166,4 +172,4 @@ def _compared(
 
 
 def _number(value: float) -> float | None:
-    return round(value, 4) if math.isfinite(value) else None
+    return round(value, 4) if math.isfinite(value) else None  # JSON has no infinity
