@@ -172,14 +172,18 @@ def answers(found: list[dict[str, Any]]) -> None:
 
 def predicted(found: dict[str, Any]) -> None:
     """What `preresnet.study.cost.predict` found."""
-    table = Table("row", "seed", title=found["title"])
-    for heading in ("steps", "batch", "images", "multiply-adds", "hours"):
+    table = Table("row", "network", title=found["title"])
+    for heading in ("runs", "steps", "batch", "images", "multiply-adds", "hours"):
         table.add_column(heading, justify="right")
+    rows: dict[str, list[dict[str, Any]]] = {}
     for run in found["runs"]:
-        numbers = [f"{run[key]:,}" for key in ("steps", "batch", "images", "multiply_adds")]
-        table.add_row(f"{run['label']} ({run['network']})", str(run["seed"]), *numbers, f"{run['hours']:.2f}")
+        rows.setdefault(run["row"], []).append(run)
+    for runs in rows.values():
+        one, images, hours = runs[0], sum(run["images"] for run in runs), sum(run["hours"] for run in runs)
+        counts = [f"{number:,}" for number in (len(runs), one["steps"], one["batch"], images, one["multiply_adds"])]
+        table.add_row(one["label"], one["network"], *counts, f"{hours:,.2f}")
     table.add_section()
-    table.add_row("all", str(len(found["runs"])), "", "", f"{found['images']:,}", "", f"{found['hours']:.2f}")
+    table.add_row("all", "", str(len(found["runs"])), "", "", f"{found['images']:,}", "", f"{found['hours']:,.2f}")
     _show(table)
     print(f"Hours on {found['device']}: {found['measured']}.")
 

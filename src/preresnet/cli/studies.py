@@ -36,7 +36,7 @@ class Reproduce:
     seeds: int = 5
     """Runs a row, with the seeds from 0. The paper has medians of 5."""
     scale: str = ""
-    """Shorten, for example steps=2000,batch=64,depth=20; the schedule keeps its shape. No result of the paper's."""
+    """Shorten, for example steps=2000,batch=64,depth=20; the schedule keeps its shape."""
     data_root: Path | None = None
     """Folder with the official CIFAR folder (python or binary) in it; without it the set is downloaded."""
     executor: Literal["local", "ray"] = "local"

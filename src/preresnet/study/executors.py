@@ -135,7 +135,8 @@ def on_ray(jobs: Sequence[Job], parallel: int, report: Report, tick: Callable[[]
         ray.init(log_to_driver=False, include_dashboard=False)
     try:
         devices = {job.request.device for job in jobs}
-        task = ray.remote(work).options(max_retries=RETRIES, **_share(ray, parallel, devices))
+        # one call a process: a run finds memory and settings as fresh as in a process of its own
+        task = ray.remote(max_calls=1, max_retries=RETRIES, **_share(ray, parallel, devices))(work)
         pending = {task.remote(job): job for job in jobs}
 
         def stop(again: bool) -> None:
