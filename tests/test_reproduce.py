@@ -94,15 +94,15 @@ FIRST, SECOND = "schedule.lr=0.05", "schedule.lr=0.1"
 
 def test_a_study_killed_in_its_second_run_loses_and_repeats_nothing(tmp_path: Path) -> None:
     out = tmp_path / "study"
-    process = start(out, "0.05,0.1", 1_500)
-    until(lambda: steps_logged(out / SECOND / "seed0") >= 100)
+    process = start(out, "0.05,0.1", 3_000)
+    until(lambda: steps_logged(out / SECOND / "seed0") >= 100 and statuses(out)[1] == "running")
     process.kill()
     finish(process)
     os.kill(worker(out, f"{SECOND}-seed0"), signal.SIGKILL)  # as a power cut would: no time to save
     assert statuses(out) == ["done", "running"]
     before = stamps(out / FIRST / "seed0")
 
-    code, said = finish(start(out, "0.05,0.1", 1_500))
+    code, said = finish(start(out, "0.05,0.1", 3_000))
     assert code == 0, said
     assert statuses(out) == ["done", "done"]
     assert before == stamps(out / FIRST / "seed0")

@@ -11,6 +11,8 @@ from dataclasses import replace
 from multiprocessing.connection import wait
 from typing import Any, Literal
 
+import torch
+
 from preresnet.study.runs import Job, Outcome, work
 
 Executor = Literal["local", "ray"]
@@ -37,7 +39,7 @@ def local(jobs: Sequence[Job], parallel: int, report: Report, tick: Callable[[],
         The signal that ended it, or 0.
     """
     context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // parallel) if parallel > 1 else None
+    threads = max(1, torch.get_num_threads() // parallel) if parallel > 1 else None
     waiting = deque(replace(job, threads=threads) for job in jobs)
     running: dict[Any, tuple[Any, Job]] = {}
 
@@ -55,12 +57,14 @@ def local(jobs: Sequence[Job], parallel: int, report: Report, tick: Callable[[],
                     process.start()
                     there.close()
                     running[here] = process, job
+                    if signals.received:  # between start and here
+                        process.terminate()
                 for pipe in wait(list(running), timeout=TICK_S):
                     process, job = running.pop(pipe)
                     report(job, _answer(pipe, process, signals.received))
                 tick()
         finally:
-            stop(again=True)
+            stop(again=False)
     return signals.received
 
 
@@ -89,8 +93,6 @@ def _serve(pipe: Any, job: Job) -> None:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     if job.threads:
-        import torch
-
         torch.set_num_threads(job.threads)
     answered = threading.Event()
 
@@ -124,12 +126,9 @@ def on_ray(jobs: Sequence[Job], parallel: int, report: Report, tick: Callable[[]
         The signal that ended it, or 0.
 
     Raises:
-        ValueError: Ray is not installed, or the cluster has no such device.
+        ValueError: the cluster has no such device.
     """
-    try:
-        import ray
-    except ImportError:
-        raise ValueError("ray is not installed; pip install 'preresnet[cluster]', or use --executor local") from None
+    ray = require_ray()
     ours = not ray.is_initialized()
     if ours:
         ray.init(log_to_driver=False, include_dashboard=False)
@@ -157,6 +156,19 @@ def on_ray(jobs: Sequence[Job], parallel: int, report: Report, tick: Callable[[]
     finally:
         if ours:
             ray.shutdown()
+
+
+def require_ray() -> Any:
+    """Ray itself.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ValueError("ray is not installed; pip install 'preresnet[cluster]', or use --executor local") from None
+    return ray
 
 
 def _share(ray: Any, parallel: int, devices: set[str]) -> dict[str, float]:

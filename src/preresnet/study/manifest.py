@@ -125,6 +125,8 @@ def _measured(out: Path, row: dict[str, Any]) -> statistics.Measured:
         if run["status"] == "done":
             errors.append(run["error_pct"])
             losses = [(line["step"], line["loss"]) for line in runlog.read(folder) if "loss" in line]
+            if not losses:  # somebody took the log away
+                continue
             last = losses[-1][0]
             final.append(_mean([loss for step, loss in losses if step > last * (1 - END_SHARE)]))
             first = [loss for step, loss in losses if step <= last * EARLY_SHARE]

@@ -5,6 +5,7 @@ finite); a shortened study has a folder that says so.
 """
 
 import json
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ def results(records: Path) -> str:
             end = [_time(runs), _machines(runs), links]
             if SCALED in folder.name:
                 study, _, words = folder.name.partition(SCALED)
-                short.append(_line([f"{study}: {name}", words.replace("-", ", "), *shared, *end]))
+                words = re.sub(r"([a-z]+)(\d+)-?", r"\1 \2, ", words).rstrip(", ")
+                short.append(_line([f"{study}: {name}", words, *shared, *end]))
             else:
                 steps = sorted({run["recipe"]["schedule"]["steps"] for run in runs})
                 where = f"{folder.name}: {name}"

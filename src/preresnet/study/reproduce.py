@@ -91,6 +91,8 @@ def reproduce(plan: Plan, seeds: int, settings: Settings, progress: Progress | N
     found = manifest.open_study(out, plan, range(seeds), settings.command)
     if settings.executor == "local":
         devices.choose(settings.device)
+    else:
+        executors.require_ray()
     for recipe in {recipe.data: recipe for recipe in recipes}.values():
         # read here once: a missing file is bad input, and a download must not be done by several processes
         sets.load(recipe.data, settings.data_root)
