@@ -66,7 +66,8 @@ def test_a_study_outlives_a_node_of_its_cluster(tmp_path: Path) -> None:
             interrupted.append(row["row"])
             assert workers[0][0] != workers[1][0]
             assert int(workers[1][1]) > 0  # it goes on from its checkpoint, on the other node
-        steps = [json.loads(line)["step"] for line in (out / row["row"] / "seed0" / "metrics.jsonl").open()]
+        metrics = (out / row["row"] / "seed0" / "metrics.jsonl").read_text()
+        steps = [json.loads(line)["step"] for line in metrics.splitlines()]
         losses = sorted(set(steps))
         assert losses == list(range(10, 801, 10))  # nothing is lost
     assert len(interrupted) == 1

@@ -94,15 +94,16 @@ FIRST, SECOND = "schedule.lr=0.05", "schedule.lr=0.1"
 
 def test_a_study_killed_in_its_second_run_loses_and_repeats_nothing(tmp_path: Path) -> None:
     out = tmp_path / "study"
-    process = start(out, "0.05,0.1", 3_000)
+    process = start(out, "0.05,0.1", 2_000)
     until(lambda: steps_logged(out / SECOND / "seed0") >= 100 and statuses(out)[1] == "running")
-    process.kill()
+    child = worker(out, f"{SECOND}-seed0")
+    for number in (process.pid, child):  # as a power cut would: no time to save
+        os.kill(number, signal.SIGKILL)
     finish(process)
-    os.kill(worker(out, f"{SECOND}-seed0"), signal.SIGKILL)  # as a power cut would: no time to save
     assert statuses(out) == ["done", "running"]
     before = stamps(out / FIRST / "seed0")
 
-    code, said = finish(start(out, "0.05,0.1", 3_000))
+    code, said = finish(start(out, "0.05,0.1", 2_000))
     assert code == 0, said
     assert statuses(out) == ["done", "done"]
     assert before == stamps(out / FIRST / "seed0")
