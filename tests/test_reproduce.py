@@ -231,6 +231,7 @@ def test_a_shortened_table_is_labelled_and_kept_apart(
     assert found["scale"] == {"steps": 8, "batch": 8, "depth": 8}
     assert [row["row"] for row in found["rows"]][:2] == ["cifar10-resnet8-original", "cifar10-resnet8-bn-after"]
     assert found["rows"][1]["paper"] == {"error_pct": 8.17, "fail": False, "spread": ""}
+    assert all(claim["evidence"].startswith("Shortened (steps=8, ") for claim in found["claims"])
     assert {claim["answer"] for claim in found["claims"]} == {"not enough runs"}
     assert {"lower error", "lower early training loss"} <= {claim["kind"] for claim in found["claims"]}
     result = json.loads((out / "cifar10-resnet8-preact" / "seed0" / "result.json").read_text())

@@ -105,6 +105,7 @@ def refresh(out: Path, found: dict[str, Any]) -> None:
         for a, b in dict.fromkeys(pair for pair in pairs if pair[::-1] not in pairs or pair < pair[::-1])
         if (apart := statistics.difference(measured[a], measured[b]))
     ]
+    words = ", ".join(f"{name}={value}" for name, value in (found["scale"] or {}).items())
     found["claims"] = [
         {
             "text": claim.text,
@@ -116,6 +117,8 @@ def refresh(out: Path, found: dict[str, Any]) -> None:
         }
         for claim in claims
     ]
+    for claim in found["claims"] if words else ():
+        claim["evidence"] = f"Shortened ({words}): {claim['evidence']}"
 
 
 def _measured(out: Path, row: dict[str, Any]) -> statistics.Measured:

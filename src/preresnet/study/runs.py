@@ -107,7 +107,7 @@ def work(job: Job) -> Outcome:
             if found is None:
                 _note(job, f"start at step {step(job)}")
                 found = _train(job)
-                _note(job, f"{found.status} {found.message}".strip())
+                _note(job, found.status + (f": {found.message}" if found.message else ""))
             return found
     except Timeout:
         return Outcome("failed", message=f"another process still works at {job.request.out}; end it first")
