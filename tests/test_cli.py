@@ -199,10 +199,10 @@ def test_a_switch_that_the_recipe_search_does_not_know_would_hide_the_recipe() -
     """Every boolean option of `train` is in the pattern that finds the recipe among the options."""
     from dataclasses import fields
 
-    from preresnet import cli
+    from preresnet.cli import entry
     from preresnet.recipe import DataSpec, Optim, Recipe, Schedule
 
-    owners = {cli.Train: "", Recipe: "", DataSpec: "data.", Optim: "optim.", Schedule: "schedule."}
+    owners = {entry.Train: "", Recipe: "", DataSpec: "data.", Optim: "optim.", Schedule: "schedule."}
     switches = [
         f"--{prefix}{field.name.replace('_', '-')}"
         for owner, prefix in owners.items()
@@ -210,7 +210,7 @@ def test_a_switch_that_the_recipe_search_does_not_know_would_hide_the_recipe() -
         if field.type is bool
     ]
     assert len(switches) == 4
-    assert all(cli._SWITCH.fullmatch(switch) for switch in switches)
+    assert all(entry._SWITCH.fullmatch(switch) for switch in switches)
 
 
 def test_a_recipe_file_changes_a_named_recipe(tmp_path: Path) -> None:

@@ -1,11 +1,10 @@
-"""What does each command of ``preresnet`` take, do and print?"""
+"""What does each command about one network or run take, do and print, and how is a command line read?"""
 
 import json
 import os
 import re
-import shlex
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,12 +14,13 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from preresnet import display
+from preresnet.cli import studies
+from preresnet.cli.options import PROGRAM, command_line, is_file, read_recipe
 from preresnet.paper.networks import network
 from preresnet.paper.recipes import recipe
 from preresnet.recipe import Precision, Recipe
-from preresnet.spec import explain, from_json, to_json
+from preresnet.spec import explain, to_json
 
-PROGRAM = "preresnet"
 ANY_RECIPE = recipe("digits/resnet20-preact")  # what `train --help` shows; a named recipe brings its own values
 os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")  # a wrong option is answered here, not on a web page
 
@@ -61,7 +61,7 @@ class Describe:
         """Print the description."""
         from preresnet.model.describe import describe
 
-        if _is_file(self.name):
+        if is_file(self.name):
             from preresnet.train.folder import read_network
 
             spec = read_network(Path(self.name))
@@ -115,7 +115,7 @@ class Train:
             resume=self.resume,
             memory=self.memory,
             name=self.name,
-            command=shlex.join([PROGRAM, *sys.argv[1:]]),
+            command=command_line(),
         )
         result = trainer.train(request)
         words = Console(highlight=False, soft_wrap=True)
@@ -253,7 +253,7 @@ class Bench:
             steps=self.steps,
             report=words.print,
         )
-        record = {"command": shlex.join([PROGRAM, *sys.argv[1:]]), **found}
+        record = {"command": command_line(), **found}
         if self.out is not None:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self.out.write_text(bench.as_json(record))
@@ -272,6 +272,8 @@ COMMANDS: dict[str, type] = {
     "evaluate": Evaluate,
     "predict": Predict,
     "bench": Bench,
+    "reproduce": studies.Reproduce,
+    "sweep": studies.Sweep,
 }
 
 
@@ -297,9 +299,10 @@ def main(arguments: list[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except Exception as error:
+        from preresnet.study.reproduce import InterruptedStudyError
         from preresnet.train import trainer
 
-        if isinstance(error, trainer.InterruptedRunError):
+        if isinstance(error, trainer.InterruptedRunError | InterruptedStudyError):
             print(error, file=sys.stderr)
             return error.exit_code
         if isinstance(error, trainer.NotFiniteError):
@@ -317,12 +320,12 @@ def _parse(arguments: list[str]) -> Any:
     name = _first_positional(arguments[1:]) if arguments[:1] == ["train"] else None
     if name is not None:
         # The recipe decides the defaults of all other options, so it is read first.
-        default = Train(name=name, out=tyro.MISSING, recipe=_recipe(name))
+        default = Train(name=name, out=tyro.MISSING, recipe=read_recipe(name))
         return tyro.cli(Train, prog=f"{PROGRAM} train", args=arguments[1:], default=default)
     return tyro.extras.subcommand_cli_from_dict(
         COMMANDS,
         prog=PROGRAM,
-        description="Identity mappings in deep residual networks: networks, training, evaluation.",
+        description="Identity mappings in deep residual networks: networks, training, evaluation, reproduction.",
         args=arguments,
     )
 
@@ -339,31 +342,6 @@ def _first_positional(arguments: list[str]) -> str | None:
 
 
 _SWITCH = re.compile(r"--(\w+\.)?(no-)?(resume|flip|nesterov|decay-all)")
-
-
-def _recipe(name: str) -> Recipe:
-    if not _is_file(name):
-        return recipe(name)
-    try:
-        content = json.loads(Path(name).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"cannot read the recipe file {name}: {error}") from None
-    base = content.pop("base", None) if isinstance(content, dict) else None
-    if base is None:
-        return from_json(Recipe, json.dumps(content))
-    return from_json(Recipe, json.dumps(_merge(asdict(recipe(base)), content)))
-
-
-def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = _merge(base[key], value) if both else value
-    return merged
-
-
-def _is_file(name: str) -> bool:
-    return name.endswith(".json")
 
 
 def _fail(message: str) -> int:
