@@ -127,6 +127,7 @@ class Train:
         words.print(f"run      {self.out}")
         words.print(f"picture  {self.out / 'curve.png'}")
         words.print(f"next     {PROGRAM} evaluate {self.out}")
+        words.print(f"report   {PROGRAM} report {self.out}")
         return 0
 
 
@@ -265,6 +266,28 @@ class Bench:
         return 0
 
 
+@dataclass(frozen=True)
+class Report:
+    """Write one HTML page about runs and studies, with its pictures as PNG and SVG beside it."""
+
+    folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR...")]
+    """Folders of runs (`preresnet train`) and of studies (with study.json), all in one page."""
+    out: Path | None = None
+    """The page; report.html in the first folder by default. Only a page that a report wrote is replaced."""
+
+    def run(self) -> int:
+        """Write, and print where the page and its pictures are."""
+        from preresnet.study import page
+
+        if not self.folders:
+            raise ValueError("no folder given; name one or more runs or studies")
+        written, figures, number = page.write(self.folders, self.out)
+        words = Console(highlight=False, soft_wrap=True)
+        words.print(f"report   {written}")
+        words.print(f"figures  {figures} ({number} pictures, each as PNG and SVG)")
+        return 0
+
+
 COMMANDS: dict[str, type] = {
     "list": List,
     "describe": Describe,
@@ -272,6 +295,7 @@ COMMANDS: dict[str, type] = {
     "evaluate": Evaluate,
     "predict": Predict,
     "bench": Bench,
+    "report": Report,
 }
 
 

@@ -1,6 +1,7 @@
 """How are training curves drawn, as in the paper's Figures 1, 3 and 6?"""
 
 import statistics
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ Points = tuple[tuple[int, float], ...]
 
 TEXT, FAINT, PAPER = "#1f1f1f", "#c4c7c5", "#ffffff"
 COLOURS = ("#0b57d0", "#5f6368")  # the row itself, and what stands beside it
-SIZE = 4.6, 3.5  # inches; at 72 points an inch it is as wide as a phone shows, so letters keep their size there
+SIZE = 4.2, 3.4  # inches; at 72 points an inch it is as wide as a phone shows, so letters keep their size there
 DASHED = (0, (4, 2))
 LINE = 1.2, 1.8  # widths of loss and error, points
 MOST_POINTS = 160  # of a line: more than the picture can show would only make the file large
@@ -91,7 +92,7 @@ def draw(curves: Sequence[Curve], title: str, split: str) -> "Figure":
             thin = [getattr(seed, name) for seed in (*curve.seeds, *curve.others)]
             thick = median(lines)
             for line in thin if len(thin) > 1 else ():
-                axes.plot(*_columns(thinned(line)), linestyle=style, color=colour, linewidth=0.6, alpha=0.45)
+                axes.plot(*_columns(thinned(line)), linestyle=style, color=colour, linewidth=0.8, alpha=0.5)
             if thick:
                 axes.plot(*_columns(thinned(thick)), linestyle=style, color=colour, linewidth=width)
                 if axes is right:  # the last step: what is reported
@@ -130,7 +131,7 @@ def blank(title: str, size: tuple[float, float] = SIZE) -> "tuple[Figure, Axes]"
 
     figure = Figure(figsize=size, layout="constrained", facecolor=PAPER)
     axes = figure.add_subplot(facecolor="none")
-    figure.suptitle(title, fontsize=10.5, color=TEXT, x=0.02, ha="left")
+    figure.suptitle(textwrap.fill(title, 48), fontsize=10.5, color=TEXT, x=0.02, ha="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(colors=TEXT, length=3, labelsize=9)

@@ -1,0 +1,368 @@
+"""What goes into a report: which studies, rows, runs and numbers do its folders hold?"""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+
+from preresnet.paper.recipes import recipe
+from preresnet.paper.tables import ROWS
+from preresnet.recipe import Recipe
+from preresnet.spec import explain, to_json
+from preresnet.train import folder, runlog
+
+STUDY_FILE = "study.json"
+Status = Literal["waiting", "running", "done", "failed"]
+FAIL_PCT = 20.0  # Table 1: "fail" is a test error above it
+_READ = pydantic.ConfigDict(extra="ignore", frozen=True)
+_RHYTHM = ("log_every", "eval_every", "save_every")  # fields that change no result
+
+
+@pydantic.dataclasses.dataclass(config=_READ)
+class Printed:
+    """What the paper printed for a row.
+
+    Args:
+        error_pct: test error, per cent; None where it printed "fail" or nothing.
+        fail: it printed "fail", an error above 20 %.
+        spread: mean +- standard deviation of five runs, where it printed them.
+    """
+
+    error_pct: float | None
+    fail: bool = False
+    spread: str = ""
+
+
+@pydantic.dataclasses.dataclass(config=_READ)
+class Statistics:
+    """Errors at the last step, per cent, over the finished runs of a row.
+
+    Args:
+        n: number of runs.
+        errors: of each.
+        median: of them.
+        mean: of them.
+        std: their standard deviation; None of one run.
+        interval: confidence interval of the median; None where there are too few runs.
+        failed: how many errors are above 20 %.
+    """
+
+    n: int
+    errors: tuple[float, ...]
+    median: float
+    mean: float
+    std: float | None = None
+    interval: tuple[float, float] | None = None
+    failed: int = 0
+
+
+@pydantic.dataclasses.dataclass(config=_READ)
+class Run:
+    """One run, as its folder and its study tell.
+
+    Args:
+        seed: of the run.
+        folder: of the run; in ``study.json`` relative to it.
+        status: ``waiting``, ``running``, ``done`` or ``failed``; ``running`` may also have been interrupted.
+        error_pct: at the last step, per cent; None before.
+        message: why it failed.
+        step: last step that was measured.
+        result: ``result.json``, or what ``run.json`` and ``recipe.json`` say of an unfinished run.
+        lines: of ``metrics.jsonl``.
+        evaluation: ``evaluation.json``; None where the run left none.
+    """
+
+    seed: int
+    folder: Path
+    status: Status
+    error_pct: float | None = None
+    message: str = ""
+    step: int = 0
+    result: dict[str, Any] = pydantic.Field(default_factory=dict)
+    lines: list[dict[str, Any]] = pydantic.Field(default_factory=list)
+    evaluation: dict[str, Any] | None = None
+
+
+@pydantic.dataclasses.dataclass(config=_READ)
+class Row:
+    """Runs of one recipe with several seeds.
+
+    Args:
+        row: its name among the rows of the study.
+        label: for people.
+        recipe: by name.
+        network: by name.
+        data: data set.
+        paper: what the paper printed; None where it has no such row.
+        runs: by seed.
+        statistics: of the finished runs; None where there are none.
+        changes: fields of the recipe that differ from the named one: "schedule.steps 60 (800)".
+    """
+
+    row: str
+    label: str
+    recipe: str
+    network: str
+    data: str
+    paper: Printed | None
+    runs: tuple[Run, ...]
+    statistics: Statistics | None = None
+    changes: tuple[str, ...] = ()
+
+    @property
+    def split(self) -> str:
+        """Of the images on which the errors were measured."""
+        return next((run.result["split"] for run in self.runs if "split" in run.result), "test")
+
+    @property
+    def middle(self) -> Run | None:
+        """The finished run whose error is the median; of an even number, the better one of the two."""
+        done = sorted(
+            (run for run in self.runs if run.status == "done"), key=lambda run: (run.error_pct or 0.0, run.seed)
+        )
+        return done[(len(done) - 1) // 2] if done else None
+
+
+@pydantic.dataclasses.dataclass(config=_READ)
+class Difference:
+    """Median of row ``a`` minus median of row ``b``, per cent; ``n`` runs each."""
+
+    a: str
+    b: str
+    difference: float
+    n: tuple[int, int]
+    interval: tuple[float, float] | None = None
+    p: float | None = None
+
+
+@pydantic.dataclasses.dataclass(config=_READ)
+class Claim:
+    """An ordering that the paper's text draws from a table, and whether it shows here."""
+
+    text: str
+    source: str
+    answer: Literal["yes", "no", "not enough runs"]
+    evidence: str
+    kind: str = ""
+
+
+@pydantic.dataclasses.dataclass(config=_READ)
+class Study:
+    """Rows that were run together, or single runs given to the report.
+
+    Args:
+        study: its name: ``table1``, ``sweep``; ``runs`` for single runs.
+        title: for people.
+        command: that made it; empty for single runs.
+        rows: in the order of the table.
+        scale: what was shortened; None for the paper's full length.
+        differences: between rows.
+        claims: of the paper.
+    """
+
+    study: str
+    title: str
+    command: str
+    rows: tuple[Row, ...]
+    scale: dict[str, Any] | None = None
+    differences: tuple[Difference, ...] = ()
+    claims: tuple[Claim, ...] = ()
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Labels by the names of rows."""
+        return {row.row: row.label for row in self.rows}
+
+    def beside(self, row: Row) -> Row | None:
+        """The row that another is drawn beside, as in Figures 1, 3 and 6: the original network of its depth and data.
+
+        A sweep has none; there it is the first row of the same network.
+        """
+        depth, _, kind = row.network.partition("-")
+        name = f"{depth}-original" + ("-1layer" if kind.endswith("-1layer") else "")
+        candidates = [one for one in self.rows if one.data == row.data and one.network == name]
+        candidates += [one for one in self.rows if one.data == row.data and one.network == row.network]
+        return candidates[0] if candidates[0].row != row.row else None
+
+
+def gather(folders: Sequence[Path]) -> tuple[Study, ...]:
+    """Read folders of studies and of runs; single runs become the rows of one study, after the others.
+
+    Args:
+        folders: each holds ``study.json``, or is what ``preresnet train`` leaves.
+
+    Raises:
+        ValueError: a folder holds neither, or a file of it cannot be read.
+    """
+    studies, runs = [], []
+    for place in dict.fromkeys(folders):
+        if (place / STUDY_FILE).is_file():
+            studies.append(_study(place))
+        elif (place / folder.RECIPE_FILE).is_file():
+            runs.append(_run(place, None))
+        else:
+            raise ValueError(f"{place} holds no {STUDY_FILE} and no {folder.RECIPE_FILE}: {_advice(place)}")
+    return (*studies, *([_single(runs)] if runs else []))
+
+
+def _advice(place: Path) -> str:
+    if not place.is_dir():
+        return "there is no such folder"
+    inside = sorted(path.parent for name in (STUDY_FILE, folder.RECIPE_FILE) for path in place.glob(f"*/{name}"))
+    if inside:
+        return f"name the folders inside it: {', '.join(map(str, inside[:3]))}" + (" ..." if inside[3:] else "")
+    return "it is neither a study's folder nor a run's"
+
+
+def _study(place: Path) -> Study:
+    try:
+        study = pydantic.TypeAdapter(Study).validate_json((place / STUDY_FILE).read_bytes())
+    except pydantic.ValidationError as error:
+        raise ValueError(f"cannot read {place / STUDY_FILE}: {explain(error)}") from None
+    rows = []
+    for row in study.rows:
+        runs = tuple(_run(place / run.folder, run) for run in row.runs)
+        rows.append(replace(row, runs=runs, changes=() if study.scale else _changes(row.recipe, runs)))
+    return replace(study, rows=tuple(rows))
+
+
+def _run(place: Path, said: Run | None) -> Run:
+    """A run from its folder, and from what the study says of it."""
+    stored = {
+        name: _read(place / file)
+        for name, file in (
+            ("result", folder.RESULT_FILE),
+            ("run", folder.RUN_FILE),
+            ("recipe", folder.RECIPE_FILE),
+            ("network", folder.NETWORK_FILE),
+            ("evaluation", folder.EVALUATION_FILE),
+        )
+    }
+    result = stored["result"] or {**(stored["run"] or {}), "recipe": stored["recipe"], "network": stored["network"]}
+    lines = runlog.read(place)
+    found = Run(
+        seed=result.get("seed", 0),
+        folder=place,
+        status="done" if stored["result"] else "running",
+        error_pct=result.get("error_pct"),
+        step=max((line["step"] for line in lines), default=0),
+        result={name: value for name, value in result.items() if value is not None},
+        lines=lines,
+        evaluation=stored["evaluation"],
+    )
+    if said is None:
+        return found
+    message = said.message
+    if stored["result"] and said.status in ("running", "waiting"):
+        message = "finished since the study was written down; the study's command, run again, counts it"
+    elif said.status == "done" and not stored["result"]:
+        message = f"{place / folder.RESULT_FILE} is missing; the error is the study's"
+    return replace(found, seed=said.seed, status=said.status, error_pct=said.error_pct, message=message)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"cannot read {path}: it holds no JSON object")
+    return found
+
+
+def _single(runs: Sequence[Run]) -> Study:
+    """Single runs: those of one recipe are the seeds of one row."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps([run.result.get("recipe"), run.result.get("network")]), []).append(run)
+    rows = tuple(
+        _row(sorted(group, key=lambda run: run.seed), number) for number, group in enumerate(groups.values(), 1)
+    )
+    title = rows[0].label if len(rows) == 1 else f"{len(runs)} runs"
+    return Study("runs", title, "", _distinct(rows))
+
+
+def _row(runs: Sequence[Run], number: int) -> Row:
+    stored = runs[0].result["recipe"]
+    network, data, name = Path(stored["network"]).name, stored["data"]["name"], runs[0].result.get("name", "")
+    if network != getattr(_named(name), "network", None) and _named(f"{data}/{network}"):
+        name = f"{data}/{network}"  # --network took the place of the named recipe's
+    changes = _changes(name, runs)
+    printed = next((row for row in ROWS if row.recipe == name), None)
+    paper = Printed(printed.error_pct, printed.error_pct is None, printed.spread) if printed else None
+    return Row(
+        f"{data}-{network}-{number}",
+        f"{network}, {data}",
+        name,
+        network,
+        data,
+        paper,
+        tuple(runs),
+        _statistics(runs),
+        changes,
+    )
+
+
+def _distinct(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    """Rows whose labels differ: the same network under two recipes is told apart by what was changed."""
+    labels = [row.label for row in rows]
+    return tuple(
+        replace(row, label=f"{row.label}, {'; '.join(row.changes) or row.recipe}")
+        if labels.count(row.label) > 1
+        else row
+        for row in rows
+    )
+
+
+def _named(name: str) -> Recipe | None:
+    try:
+        return recipe(name)
+    except ValueError:
+        return None
+
+
+def _changes(name: str, runs: Sequence[Run]) -> tuple[str, ...]:
+    """How the recipe of runs differs from the named one in what can change a result."""
+    named, stored = _named(name), next((run.result["recipe"] for run in runs if "recipe" in run.result), None)
+    if named is None or stored is None:
+        return ()
+    was, now = flat(json.loads(to_json(named))), flat(stored)
+    fields = [field for field in was | now if field not in _RHYTHM and was.get(field) != now.get(field)]
+    return tuple(f"{field} {now.get(field)} instead of {was.get(field)}" for field in fields)
+
+
+def flat(tree: dict[str, Any], before: str = "") -> dict[str, str]:
+    """Nested fields as ``schedule.steps``: text."""
+    fields: dict[str, str] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            fields |= flat(value, f"{before}{name}.")
+        elif isinstance(value, list):
+            fields[before + name] = ", ".join(map(str, value))
+        else:
+            fields[before + name] = {True: "yes", False: "no", None: "-"}[value] if _is_word(value) else str(value)
+    return fields
+
+
+def _is_word(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+def _statistics(runs: Sequence[Run]) -> Statistics | None:
+    errors = [run.error_pct for run in runs if run.status == "done" and run.error_pct is not None]
+    if not errors:
+        return None
+    return Statistics(
+        n=len(errors),
+        errors=tuple(errors),
+        median=statistics.median(errors),
+        mean=statistics.fmean(errors),
+        std=statistics.stdev(errors) if len(errors) > 1 else None,
+        failed=sum(error > FAIL_PCT for error in errors),
+    )
