@@ -284,7 +284,7 @@ class Report:
         written, figures, number = page.write(self.folders, self.out)
         words = Console(highlight=False, soft_wrap=True)
         words.print(f"report   {written}")
-        words.print(f"figures  {figures} ({number} pictures, each as PNG and SVG)")
+        words.print(f"figures  {figures} ({number} picture{'s' if number != 1 else ''}, as PNG and SVG)")
         return 0
 
 

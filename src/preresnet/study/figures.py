@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preresnet.study.report import Row
+from preresnet.study.content import Row
 from preresnet.train import curves
 from preresnet.train.curves import COLOURS, FAINT, PAPER, TEXT, Curve
 

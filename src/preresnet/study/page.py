@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from preresnet.study import figures, report
+from preresnet.study.content import Row, Run, Study
 from preresnet.study.figures import MARK, Picture
-from preresnet.study.report import Row, Run, Study
 from preresnet.train import checkpoint, curves
 
 PAGE_FILE, FIGURES_FOLDER = "report.html", "figures"
-NOTHING = "\N{EN DASH}"
+NOTHING, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 _WORDS = {"done": "finished", "failed": "failed", "running": "not finished", "waiting": "not started"}
 
 
@@ -121,7 +121,8 @@ def _render(shown: Sequence[Shown], folders: Sequence[Path]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"pct": _pct, "number": _number, "words": _WORDS.__getitem__, "split": curves.split_words}
+    environment.filters |= {"pct": _pct, "signed": _signed, "number": _number}
+    environment.filters |= {"words": _WORDS.__getitem__, "split": curves.split_words}
     environment.globals |= {"points": _points, "summary": _summary, "machines": _machines, "mistakes": _mistakes}
     titles = [one.study.title for one in shown]
     template = environment.get_template("report.html.j2")
@@ -178,6 +179,10 @@ def _mistakes(evaluation: dict[str, Any], most: int = 50) -> list[tuple[str, str
 
 def _pct(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.2f}"
+
+
+def _signed(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:+.2f}".replace("-", MINUS)
 
 
 def _number(value: float | None, digits: int = 0) -> str:

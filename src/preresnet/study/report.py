@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pydantic
 
@@ -13,180 +13,12 @@ from preresnet.paper.recipes import recipe
 from preresnet.paper.tables import ROWS
 from preresnet.recipe import Recipe
 from preresnet.spec import explain, to_json
+from preresnet.study.content import STUDY_FILE, Printed, Row, Run, Statistics, Study
 from preresnet.train import folder, runlog
 
-STUDY_FILE = "study.json"
-Status = Literal["waiting", "running", "done", "failed"]
 FAIL_PCT = 20.0  # Table 1: "fail" is a test error above it
-_READ = pydantic.ConfigDict(extra="ignore", frozen=True)
+_EVALUATION = ("split", "error_pct", "classes", "confusion", "calibration")  # of `inference.full_report`
 _RHYTHM = ("log_every", "eval_every", "save_every")  # fields that change no result
-
-
-@pydantic.dataclasses.dataclass(config=_READ)
-class Printed:
-    """What the paper printed for a row.
-
-    Args:
-        error_pct: test error, per cent; None where it printed "fail" or nothing.
-        fail: it printed "fail", an error above 20 %.
-        spread: mean +- standard deviation of five runs, where it printed them.
-    """
-
-    error_pct: float | None
-    fail: bool = False
-    spread: str = ""
-
-
-@pydantic.dataclasses.dataclass(config=_READ)
-class Statistics:
-    """Errors at the last step, per cent, over the finished runs of a row.
-
-    Args:
-        n: number of runs.
-        errors: of each.
-        median: of them.
-        mean: of them.
-        std: their standard deviation; None of one run.
-        interval: confidence interval of the median; None where there are too few runs.
-        failed: how many errors are above 20 %.
-    """
-
-    n: int
-    errors: tuple[float, ...]
-    median: float
-    mean: float
-    std: float | None = None
-    interval: tuple[float, float] | None = None
-    failed: int = 0
-
-
-@pydantic.dataclasses.dataclass(config=_READ)
-class Run:
-    """One run, as its folder and its study tell.
-
-    Args:
-        seed: of the run.
-        folder: of the run; in ``study.json`` relative to it.
-        status: ``waiting``, ``running``, ``done`` or ``failed``; ``running`` may also have been interrupted.
-        error_pct: at the last step, per cent; None before.
-        message: why it failed.
-        step: last step that was measured.
-        result: ``result.json``, or what ``run.json`` and ``recipe.json`` say of an unfinished run.
-        lines: of ``metrics.jsonl``.
-        evaluation: ``evaluation.json``; None where the run left none.
-    """
-
-    seed: int
-    folder: Path
-    status: Status
-    error_pct: float | None = None
-    message: str = ""
-    step: int = 0
-    result: dict[str, Any] = pydantic.Field(default_factory=dict)
-    lines: list[dict[str, Any]] = pydantic.Field(default_factory=list)
-    evaluation: dict[str, Any] | None = None
-
-
-@pydantic.dataclasses.dataclass(config=_READ)
-class Row:
-    """Runs of one recipe with several seeds.
-
-    Args:
-        row: its name among the rows of the study.
-        label: for people.
-        recipe: by name.
-        network: by name.
-        data: data set.
-        paper: what the paper printed; None where it has no such row.
-        runs: by seed.
-        statistics: of the finished runs; None where there are none.
-        changes: fields of the recipe that differ from the named one: "schedule.steps 60 (800)".
-    """
-
-    row: str
-    label: str
-    recipe: str
-    network: str
-    data: str
-    paper: Printed | None
-    runs: tuple[Run, ...]
-    statistics: Statistics | None = None
-    changes: tuple[str, ...] = ()
-
-    @property
-    def split(self) -> str:
-        """Of the images on which the errors were measured."""
-        return next((run.result["split"] for run in self.runs if "split" in run.result), "test")
-
-    @property
-    def middle(self) -> Run | None:
-        """The finished run whose error is the median; of an even number, the better one of the two."""
-        done = sorted(
-            (run for run in self.runs if run.status == "done"), key=lambda run: (run.error_pct or 0.0, run.seed)
-        )
-        return done[(len(done) - 1) // 2] if done else None
-
-
-@pydantic.dataclasses.dataclass(config=_READ)
-class Difference:
-    """Median of row ``a`` minus median of row ``b``, per cent; ``n`` runs each."""
-
-    a: str
-    b: str
-    difference: float
-    n: tuple[int, int]
-    interval: tuple[float, float] | None = None
-    p: float | None = None
-
-
-@pydantic.dataclasses.dataclass(config=_READ)
-class Claim:
-    """An ordering that the paper's text draws from a table, and whether it shows here."""
-
-    text: str
-    source: str
-    answer: Literal["yes", "no", "not enough runs"]
-    evidence: str
-    kind: str = ""
-
-
-@pydantic.dataclasses.dataclass(config=_READ)
-class Study:
-    """Rows that were run together, or single runs given to the report.
-
-    Args:
-        study: its name: ``table1``, ``sweep``; ``runs`` for single runs.
-        title: for people.
-        command: that made it; empty for single runs.
-        rows: in the order of the table.
-        scale: what was shortened; None for the paper's full length.
-        differences: between rows.
-        claims: of the paper.
-    """
-
-    study: str
-    title: str
-    command: str
-    rows: tuple[Row, ...]
-    scale: dict[str, Any] | None = None
-    differences: tuple[Difference, ...] = ()
-    claims: tuple[Claim, ...] = ()
-
-    @property
-    def labels(self) -> dict[str, str]:
-        """Labels by the names of rows."""
-        return {row.row: row.label for row in self.rows}
-
-    def beside(self, row: Row) -> Row | None:
-        """The row that another is drawn beside, as in Figures 1, 3 and 6: the original network of its depth and data.
-
-        A sweep has none; there it is the first row of the same network.
-        """
-        depth, _, kind = row.network.partition("-")
-        name = f"{depth}-original" + ("-1layer" if kind.endswith("-1layer") else "")
-        candidates = [one for one in self.rows if one.data == row.data and one.network == name]
-        candidates += [one for one in self.rows if one.data == row.data and one.network == row.network]
-        return candidates[0] if candidates[0].row != row.row else None
 
 
 def gather(folders: Sequence[Path]) -> tuple[Study, ...]:
@@ -242,7 +74,14 @@ def _run(place: Path, said: Run | None) -> Run:
             ("evaluation", folder.EVALUATION_FILE),
         )
     }
-    result = stored["result"] or {**(stored["run"] or {}), "recipe": stored["recipe"], "network": stored["network"]}
+    decided = {name: stored[name] for name in ("recipe", "network") if stored[name] is not None}
+    result = {**(stored["run"] or {}), **decided, **(stored["result"] or {})}
+    missing = [name for name in _EVALUATION if name not in (stored["evaluation"] or _EVALUATION)]
+    if missing:
+        raise ValueError(
+            f"{place / folder.EVALUATION_FILE} does not hold {', '.join(missing)}; "
+            f"`preresnet evaluate {place} --json` prints what belongs there"
+        )
     lines = runlog.read(place)
     found = Run(
         seed=result.get("seed", 0),
@@ -250,7 +89,7 @@ def _run(place: Path, said: Run | None) -> Run:
         status="done" if stored["result"] else "running",
         error_pct=result.get("error_pct"),
         step=max((line["step"] for line in lines), default=0),
-        result={name: value for name, value in result.items() if value is not None},
+        result=result,
         lines=lines,
         evaluation=stored["evaluation"],
     )
