@@ -71,6 +71,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     assert "at the last step" in done.stdout
     assert str(folder) in done.stdout
+    assert f"preresnet report {folder}" in done.stdout
     assert "step 40/40" in done.stderr
     assert "data wait" in done.stderr
     return folder

@@ -121,7 +121,7 @@ def by_class(name: str, label: str, evaluation: Mapping[str, Any]) -> Picture:
     if not few:
         found = sorted(found, key=lambda entry: -entry["error_pct"])[:MOST_BARS]
     figure, axes = curves.blank("Error by class" if few else f"The {MOST_BARS} worst classes", _tall(len(found)))
-    names = [f"{entry['name']}  {entry['error_pct']:.1f}" for entry in found]  # beside the bars nothing crosses them
+    names = [f"{entry['name']}: {entry['error_pct']:.1f}" for entry in found]  # beside the bars nothing crosses them
     axes.barh(names, [entry["error_pct"] for entry in found], color=COLOURS[0], height=0.7)
     axes.axvline(evaluation["error_pct"], color=COLOURS[1], linewidth=1.2, linestyle=curves.DASHED)
     axes.set_xlabel(f"{curves.split_words(evaluation['split'])} error, %; dashed: all classes")
@@ -190,7 +190,7 @@ def confusion(name: str, label: str, evaluation: Mapping[str, Any]) -> Picture:
     true, answer = np.unravel_index(int(off.argmax()), off.shape)
     words = f"{int(np.trace(counts)):,} of {int(counts.sum()):,} images right."
     if off.any():
-        words += f" Most frequent mistake: {names[int(true)]} taken for {names[int(answer)]}, {off.max()} images."
+        words += f" Most frequent mistake: {names[int(true)]} taken for {names[int(answer)]}, {off.max()} times."
     return Picture(name, f"Confusion matrix, {label}", words, figure)
 
 

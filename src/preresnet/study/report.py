@@ -18,7 +18,8 @@ from preresnet.train import folder, runlog
 
 FAIL_PCT = 20.0  # Table 1: "fail" is a test error above it
 _EVALUATION = ("split", "error_pct", "classes", "confusion", "calibration")  # of `inference.full_report`
-_RHYTHM = ("log_every", "eval_every", "save_every")  # fields that change no result
+# No change of a recipe: the label names the network, and how often to look changes no result.
+_UNCHANGED = ("network", "log_every", "eval_every", "save_every")
 
 
 def gather(folders: Sequence[Path]) -> tuple[Study, ...]:
@@ -172,7 +173,7 @@ def _changes(name: str, runs: Sequence[Run]) -> tuple[str, ...]:
     if named is None or stored is None:
         return ()
     was, now = flat(json.loads(to_json(named))), flat(stored)
-    fields = [field for field in was | now if field not in _RHYTHM and was.get(field) != now.get(field)]
+    fields = [field for field in was | now if field not in _UNCHANGED and was.get(field) != now.get(field)]
     return tuple(f"{field} {now.get(field)} instead of {was.get(field)}" for field in fields)
 
 
