@@ -1,6 +1,7 @@
 """How does a report become one page that opens anywhere, with its pictures beside it?"""
 
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,7 @@ def _render(shown: Sequence[Shown], folders: Sequence[Path]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"pct": _pct, "signed": _signed, "number": _number}
-    environment.filters |= {"words": _WORDS.__getitem__, "split": curves.split_words}
+    environment.filters |= {"words": _WORDS.__getitem__, "split": curves.split_words, "quoted": _quoted}
     environment.globals |= {"points": _points, "summary": _summary, "machines": _machines, "mistakes": _mistakes}
     titles = [one.study.title for one in shown]
     template = environment.get_template("report.html.j2")
@@ -138,7 +139,7 @@ def _summary(study: Study) -> str:
     length = f", {' or '.join(f'{one:,}' for one in steps)} steps each" if steps else ""
     told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     return (
-        f"{_count(len(study.rows), 'network')} on {data}, {_count(len(runs), 'run')} in all{length}: {told}. "
+        f"{_count(len(study.rows), 'row')} on {data}, {_count(len(runs), 'run')} in all{length}: {told}. "
         f"Every error is that of a run's last step."
     )
 
@@ -179,6 +180,10 @@ def _mistakes(evaluation: dict[str, Any], most: int = 50) -> list[tuple[str, str
 
 def _pct(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.2f}"
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 def _signed(value: float | None) -> str:

@@ -95,7 +95,7 @@ def draw(curves: Sequence[Curve], title: str, split: str) -> "Figure":
                 axes.plot(*_columns(thinned(line)), linestyle=style, color=colour, linewidth=0.8, alpha=0.5)
             if thick:
                 axes.plot(*_columns(thinned(thick)), linestyle=style, color=colour, linewidth=width)
-                if axes is right:  # the last step: what is reported
+                if axes is right or len(thick) == 1:  # the error at the last step is what is reported
                     axes.plot(*thick[-1], "o", color=colour, markersize=4, clip_on=False)
     _scales(left, right)
     left.set_ylabel("training loss, nats")
