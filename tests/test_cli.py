@@ -83,6 +83,7 @@ def test_evaluate_counts_every_test_image(run: Path, capsys: pytest.CaptureFixtu
     assert found["num_images"] == 360
     assert found["error_pct"] == json.loads((run / "result.json").read_text())["error_pct"]
     assert np.sum(found["confusion"]) == 360
+    assert found == json.loads((run / "evaluation.json").read_text())
     assert call("evaluate", str(run / "weights.safetensors")) == 0
     out = capsys.readouterr().out
     assert "Confusion matrix" in out

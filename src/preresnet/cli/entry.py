@@ -127,6 +127,7 @@ class Train:
         words.print(f"run      {self.out}")
         words.print(f"picture  {self.out / 'curve.png'}")
         words.print(f"next     {PROGRAM} evaluate {self.out}")
+        words.print(f"report   {PROGRAM} report {self.out}")
         return 0
 
 
@@ -274,6 +275,7 @@ COMMANDS: dict[str, type] = {
     "bench": Bench,
     "reproduce": studies.Reproduce,
     "sweep": studies.Sweep,
+    "report": studies.Report,
 }
 
 

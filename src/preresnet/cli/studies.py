@@ -199,3 +199,25 @@ class _Bars:
             self.bars.remove_task(self.tasks.pop(job.name))
         words = outcome.message if outcome.error_pct is None else f"{outcome.error_pct:.2f} %"
         self.console.print(f"{self.ended_runs}/{self.num_runs}  {job.name}: {outcome.status}, {words}")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write one HTML page about runs and studies, with its pictures as PNG and SVG beside it."""
+
+    folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR...")]
+    """Folders of runs (`preresnet train`) and of studies (with study.json), all in one page."""
+    out: Path | None = None
+    """The page; report.html in the first folder by default. Only a page that a report wrote is replaced."""
+
+    def run(self) -> int:
+        """Write, and print where the page and its pictures are."""
+        from preresnet.study import page
+
+        if not self.folders:
+            raise ValueError("no folder given; name one or more runs or studies")
+        written, figures, number = page.write(self.folders, self.out)
+        words = Console(highlight=False, soft_wrap=True)
+        words.print(f"report   {written}")
+        words.print(f"figures  {figures} ({number} picture{'s' if number != 1 else ''}, as PNG and SVG)")
+        return 0

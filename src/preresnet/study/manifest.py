@@ -10,8 +10,9 @@ from preresnet.paper.claims import CLAIMS
 from preresnet.paper.studies import study as paper_study
 from preresnet.paper.tables import FAIL_PCT
 from preresnet.study import statistics
+from preresnet.study.content import STUDY_FILE
 from preresnet.study.plan import Plan, PlannedRow, run_folder
-from preresnet.study.runs import DIVERGED_FILE, STUDY_FILE, Outcome
+from preresnet.study.runs import DIVERGED_FILE, Outcome
 from preresnet.train import runlog
 from preresnet.train.checkpoint import write_atomically
 

@@ -15,10 +15,11 @@ import preresnet.device as devices
 from preresnet.data import sets
 from preresnet.recipe import Recipe
 from preresnet.spec import from_json, to_json
+from preresnet.study.content import STUDY_FILE
 from preresnet.train import folder, runlog, trainer
 from preresnet.train.checkpoint import write_atomically
 
-STUDY_FILE, DIVERGED_FILE = "study.json", "diverged.json"
+DIVERGED_FILE = "diverged.json"
 LOCK_WAIT_S = 300.0  # a worker whose node was lost notices that within this time, or its lock dies with it
 
 
