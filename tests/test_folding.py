@@ -52,12 +52,11 @@ def test_a_folded_network_answers_the_same(name: str, monkeypatch: pytest.Monkey
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
     single = model.float()
-    for few in (0, x.numel()):  # by PyTorch's operations, and as one program where there is one
-        monkeypatch.setattr(inference, "FEW_PIXELS", few)
+    for few in (x.numel(), 0):  # as one program where there is one, and by PyTorch's operations
+        monkeypatch.setattr(inference, "FEW_PIXELS", {torch.float32: few})
         found = answering(single, "float32")(x.float())
         assert found.dtype == torch.float32
         assert float((found - expected).norm() / expected.norm()) < 1e-4
-    monkeypatch.setattr(inference, "FEW_PIXELS", 0)
     half = answering(single, "bfloat16")(x.float())
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         unfolded = single(x.float()).float()
