@@ -214,14 +214,8 @@ def test_single_runs_of_one_recipe_are_seeds_of_one_row(whole: Path) -> None:
     tables = Page(whole).tables
     cells = {row[0]: row[1:] for row in next(one for one in tables if one[-1][0] == "resnet20-preact, cifar10")}
     assert cells["resnet20-preact, digits"] == ["5.50", "5.50 ± 0.71", "2", "-", "0 of 2", "5.00, 6.00"]
-    assert cells["resnet110-preact, cifar100"] == [
-        "30.00",
-        "30.00",
-        "1",
-        "-",
-        "0 of 1",
-        "30.00",
-    ]  # "fail" is of CIFAR-10
+    # "fail" is a word of the tables on CIFAR-10
+    assert cells["resnet110-preact, cifar100"] == ["30.00", "30.00", "1", "-", "0 of 1", "30.00"]
 
 
 def test_a_paper_row_trained_alone_stands_beside_the_papers_number_and_names_what_was_changed(tmp_path: Path) -> None:
