@@ -144,16 +144,16 @@ def _jobs(plan: Plan, seeds: int, settings: Settings, out: Path) -> list[Job]:
 def _do(
     plan: Plan, seeds: int, settings: Settings, found: dict[str, Any], out: Path, progress: Progress
 ) -> dict[str, Any]:
-    todo = []
+    due = []
     for job in _jobs(plan, seeds, settings, out):
         outcome = kept(job.request)
         manifest.note(found, job.row, job.request.seed, outcome or Outcome("stopped"))
         if outcome is None:
-            todo.append(job)
+            due.append(job)
     manifest.refresh(out, found)
     manifest.write(out, found)
-    steps = {job.name: step(job) for job in todo}
-    unfinished = {job.name: job for job in todo}
+    steps = {job.name: step(job) for job in due}
+    unfinished = {job.name: job for job in due}
     running: set[str] = set()
 
     def report(job: Job, outcome: Outcome) -> None:
@@ -175,9 +175,9 @@ def _do(
                 manifest.note(found, job.row, job.request.seed, None)
                 manifest.write(out, found)
 
-    progress.begin(todo)
+    progress.begin(due)
     execute = executors.local if settings.executor == "local" else executors.on_ray
-    stopped = execute(todo, settings.jobs, report, tick) if todo else 0
+    stopped = execute(due, settings.jobs, report, tick) if due else 0
     for job in unfinished.values():
         manifest.note(found, job.row, job.request.seed, Outcome("stopped"))
     manifest.write(out, found)
