@@ -22,6 +22,7 @@ from preresnet.spec import NetSpec, to_json
 from preresnet.train import checkpoint, folder, runlog
 from preresnet.train.capture import Steps, own_stream
 from preresnet.train.optim import set_lr, sgd
+from preresnet.train.watch import Watch, Watching
 
 
 class InterruptedRunError(Exception):
@@ -53,8 +54,12 @@ class State:
         return {name: getattr(self, name) for name in names}
 
 
-def train(request: folder.Request) -> dict[str, Any]:
+def train(request: folder.Request, watch: Watch | None = None) -> dict[str, Any]:
     """Train, evaluate, and leave in ``request.out`` all that came of it.
+
+    Args:
+        request: what to train, and where.
+        watch: looks at the network on the way; the result does not depend on it.
 
     Returns:
         The content of ``result.json``: the error at the last step, and everything needed to repeat it.
@@ -91,7 +96,7 @@ def train(request: folder.Request) -> dict[str, Any]:
     free = devices.free_bytes(device)
     log.say(f"memory plan {plan}: {predicted / 2**30:.2f} GiB predicted, {free / 2**30:.1f} GiB free")
     try:
-        _loop(state, request, data, normalisation.to(device), device, precision, log, kept)
+        _loop(state, request, data, normalisation.to(device), device, precision, log, kept, watch)
     finally:
         log.close()
     result = _result(request, state, data, spec, device, precision) | {
@@ -127,14 +132,17 @@ def _loop(
     precision: Precision,
     log: runlog.RunLog,
     kept: dict[str, str],
+    watch: Watch | None,
 ) -> None:
     recipe, last = request.recipe, request.recipe.schedule.steps
     small_steps = int(recipe.data.small_share * last) if recipe.data.small_size else 0
-    batches = TrainingBatches(
-        data.train.to(device), recipe.data, normalisation, recipe.global_batch, request.seed, small_steps
-    )
+    train_images = data.train.to(device)
+    batches = TrainingBatches(train_images, recipe.data, normalisation, recipe.global_batch, request.seed, small_steps)
     held = data.evaluation.to(device)
     state.model.train()
+    watching = watch and Watching(watch, request.out, state.model, train_images, normalisation, state.step, last)
+    if watching and state.step == 0:
+        watching.look(0)
     window = _Window(state)
     step = Steps(state.model, state.optimizer, recipe.norm_batch, precision)
     with _Signals() as signals, own_stream(device):
@@ -146,6 +154,8 @@ def _loop(
             set_lr(state.optimizer, lr)
             window.add(*step(x, y))
             state.step += 1
+            if watching:
+                window.begin += watching.look(state.step)  # no time of training
             done, stop = state.step == last, signals.received
             if not (done or stop or any(state.step % every == 0 for every in _rhythms(recipe))):
                 continue  # nothing below is due, and nothing above waited for the device
@@ -167,6 +177,9 @@ def _loop(
             if stop and not done:
                 raise InterruptedRunError(stop, state.step, request.out)
             window = _Window(state)
+    if watching:
+        share = 100 * watching.seconds / (watching.seconds + state.train_seconds)
+        log.say(f"probes took {watching.seconds:.1f} s, {share:.1f} % of the time of this run")
 
 
 class _Window:
