@@ -48,7 +48,7 @@ class Probe:
             last sum.
         backward: one entry more than units, the last one for the last sum. ``gradient``, ``straight`` and ``rest``:
             root mean square, over samples, of the norm of the gradient and of its parts; ``cosine``: mean cosine
-            between the parts; ``cancelled_share``: samples where the sum is less than a tenth of what both parts measure;
+            between the parts; ``cancelled_share``: samples where the sum is less than a tenth of what both measure;
             ``rest_along_straight``: mean of <rest, straight> / <straight, straight>, which is -1 where they cancel.
         agreement: the largest difference between the two ways, over the norm of what is compared: ``straight``,
             ``rest``, ``gradient``.

@@ -15,7 +15,7 @@ outcome, and none knows a name. The paper's "fail" is an error above 20 % after 
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from preresnet.model.network import Network
+from preresnet.paper.tables import TABLE_1, TABLE_2
 from preresnet.recipe import Optim, Schedule
 from preresnet.study import streams
 from preresnet.study.probe import Probe, probe
@@ -154,6 +155,37 @@ def decide(
         steps=len(losses),
     )
     return Verdict(**{**asdict(verdict), "losses": ends, "because": _sentence(verdict, found, finite)})
+
+
+def score(grades: Mapping[str, Grade]) -> dict[str, Any]:
+    """Verdicts against Tables 1 and 2, where "fail" is an error above 20 %.
+
+    Args:
+        grades: by network.
+
+    Returns:
+        ``rows`` (table, network, what the paper printed, the verdict, hit or miss), and for each table ``hits`` of
+        ``networks``.
+    """
+    found: dict[str, Any] = {"rows": []}
+    for name, rows in (("table1", TABLE_1), ("table2", TABLE_2)):
+        known = [row for row in rows if row.network in grades]
+        hits = 0
+        for row in known:
+            hit = (grades[row.network] == "will not train") == (row.error_pct is None)
+            hits += hit
+            printed = "fail" if row.error_pct is None else row.error_pct
+            found["rows"].append(
+                {
+                    "table": row.table,
+                    "network": row.network,
+                    "paper": printed,
+                    "verdict": grades[row.network],
+                    "hit": hit,
+                }
+            )
+        found[name] = {"hits": hits, "networks": len(known)}
+    return found
 
 
 def _sentence(verdict: Verdict, found: Probe, finite: bool) -> str:

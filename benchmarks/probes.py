@@ -1,0 +1,104 @@
+"""How were the records in records/probe and the probe's pictures in docs/img made?
+
+    python benchmarks/probes.py records DIR [NETWORK ...]    measure networks (by default all that the guide shows)
+    python benchmarks/probes.py pictures                     draw docs/img/probe-*.png from the records
+    python benchmarks/probes.py score                        compare verdicts with what the paper printed
+
+DIR holds the official CIFAR-10 folder. One network of 110 layers takes about 40 s on one core.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from preresnet.paper.tables import TABLE_1, TABLE_2
+from preresnet.study import pictures, probing, series, verdict
+
+ROOT = Path(__file__).parents[1]
+RECORDS, IMAGES = ROOT / "records" / "probe", ROOT / "docs" / "img"
+PLAIN = [f"resnet{depth}-plain" for depth in (20, 32, 44, 56, 110)]
+NETWORKS = list(dict.fromkeys([row.network for row in TABLE_1 + TABLE_2] + PLAIN))
+KEPT = {
+    "forward": ("x_rms", "residual_rms", "sum_mean", "sum_negative_share", "changed"),
+    "joins": ("factor", "gain", "product"),
+    "backward": ("gradient", "straight", "rest", "cosine", "cancelled_share"),
+}
+
+
+def measure(name: str, root: Path) -> None:
+    """One record, unless it is there."""
+    path = RECORDS / f"{name}.json"
+    if path.exists():
+        return
+    settings = probing.Settings(
+        data="cifar10",
+        data_root=root,
+        verdict=True,
+        command=f"preresnet probe {name} --data cifar10 --verdict",
+    )
+    found = probing.measure([name], settings, report=lambda line: print(line, file=sys.stderr))
+    one = found["probes"].pop(name)
+    record: dict[str, Any] = {"network": name, **{key: value for key, value in found.items() if key != "probes"}}
+    record |= {key: one[key] for key in ("images", "loss", "agreement", "verdict")}
+    record["units"] = one["units"]
+    for part, names in KEPT.items():
+        record[part] = {key: one[part][key] for key in names}
+    record["pairs"] = [{"units": len(run["units"]), "whole_run": run["deviation"][0][-1]} for run in one["pairs"]]
+    record["dead"] = sum(entry["dead"] for entry in one["dead"].values())
+    record["channels"] = sum(entry["channels"] for entry in one["dead"].values())
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    path.write_text(text(series.short(record)))
+
+
+def text(record: dict[str, Any]) -> str:
+    """JSON with one line for each list."""
+    lines = []
+    for key, value in record.items():
+        if key in KEPT:
+            inner = ",\n".join(f'  "{name}": {json.dumps(column)}' for name, column in value.items())
+            lines.append(f' "{key}": {{\n{inner}\n }}')
+        else:
+            lines.append(f' "{key}": {json.dumps(value)}')
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def read(name: str) -> dict[str, Any]:
+    """A record."""
+    return json.loads((RECORDS / f"{name}.json").read_text())
+
+
+def draw() -> None:
+    """The pictures of the guide."""
+    pair = {name: read(name) for name in ("resnet110-original", "resnet110-preact")}
+    pictures.draw(pair, IMAGES / "probe-original-preact.png")
+    shortcuts = {
+        "identity": "resnet110-original",
+        "scale 0.5, 1": "resnet110-original-scale-0.5-1",
+        "shortcut-only gate, b = 0": "resnet110-original-shortcut-gate-0",
+        "shortcut-only gate, b = -6": "resnet110-original-shortcut-gate-6",
+        "exclusive gate, b = -3": "resnet110-original-exclusive-gate-3",
+        "exclusive gate, b = -6": "resnet110-original-exclusive-gate-6",
+        "dropout 0.5": "resnet110-original-dropout-0.5",
+    }
+    pictures.draw_products({title: read(name) for title, name in shortcuts.items()}, IMAGES / "probe-products.png")
+
+
+def score() -> None:
+    """What the verdicts are worth."""
+    grades = {path.stem: read(path.stem)["verdict"]["grade"] for path in sorted(RECORDS.glob("resnet*.json"))}
+    found = verdict.score(grades)
+    (RECORDS / "score.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps({key: value for key, value in found.items() if key != "rows"}, indent=1))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["records"] and len(sys.argv) > 2:
+        for network in sys.argv[3:] or NETWORKS:
+            measure(network, Path(sys.argv[2]))
+    elif sys.argv[1:] == ["pictures"]:
+        draw()
+    elif sys.argv[1:] == ["score"]:
+        score()
+    else:
+        sys.exit(__doc__)
