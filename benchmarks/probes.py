@@ -44,7 +44,10 @@ def measure(name: str, root: Path) -> None:
     record["units"] = one["units"]
     for part, names in KEPT.items():
         record[part] = {key: one[part][key] for key in names}
-    record["pairs"] = [{"units": len(run["units"]), "whole_run": run["deviation"][0][-1]} for run in one["pairs"]]
+    record["pairs"] = [
+        {"first": run["units"][0], "units": len(run["units"]), "from_first": run["deviation"][0][1:]}
+        for run in one["pairs"]
+    ]
     record["dead"] = sum(entry["dead"] for entry in one["dead"].values())
     record["channels"] = sum(entry["channels"] for entry in one["dead"].values())
     RECORDS.mkdir(parents=True, exist_ok=True)

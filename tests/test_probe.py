@@ -150,18 +150,17 @@ def test_eq_4_holds_for_every_pair_where_nothing_follows_the_addition() -> None:
 
 def test_the_deviation_of_a_pair_is_that_of_its_signals() -> None:
     model, (x, y) = made("resnet20-original", torch.float64), images(dtype=torch.float64)
-    taps = copy.deepcopy(model).taps(x)
+    with torch.no_grad():
+        taps = copy.deepcopy(model).taps(x)
     name = "stages.0.units."
     residuals = taps[f"{name}0.residual"] + taps[f"{name}1.residual"]
     start, end = taps[f"{name}0.input"], taps[f"{name}2.input"]
-    expected = float(((end - start - residuals).norm() / end.norm()).detach())
+    expected = float((end - start - residuals).norm() / end.norm())
     found = probe(model, (x, y))
     assert found.pairs[0]["deviation"][0][2] == pytest.approx(expected, rel=1e-9)
     assert expected > 0.1
     total = taps[f"{name}1.sum"]
-    assert found.forward["changed"][1] == pytest.approx(
-        float((total.clamp(max=0).norm() / total.norm()).detach()), rel=1e-9
-    )
+    assert found.forward["changed"][1] == pytest.approx(float(total.clamp(max=0).norm() / total.norm()), rel=1e-9)
 
 
 def test_eq_7_holds_with_scaled_residuals() -> None:
@@ -174,7 +173,8 @@ def test_eq_7_holds_with_scaled_residuals() -> None:
 
 def test_statistics_are_those_of_the_signals() -> None:
     model, (x, y) = made("resnet20-original", torch.float64), images(dtype=torch.float64)
-    taps = copy.deepcopy(model).taps(x)
+    with torch.no_grad():
+        taps = copy.deepcopy(model).taps(x)
     found = probe(model, (x, y))
     total = taps["stages.1.units.1.sum"]
     unit = found.units.index("stages.1.units.1")
@@ -241,7 +241,7 @@ def test_probing_never_changes_the_model(name: str) -> None:
         torch.get_rng_state(),
     )
     modes = [module.training for module in model.modules()]
-    joins = [module for module in model.modules()]
+    joins = list(model.modules())
     probe(model, images(), images(4))
     assert torch.equal(torch.get_rng_state(), random)
     after = model.state_dict(keep_vars=True)

@@ -54,14 +54,14 @@ def split(
         ValueError: no gradient reaches the additions.
     """
     signals = [one.x for one in additions] + [additions[-1].sum]
-    if not loss.requires_grad or not signals[-1].requires_grad:
-        raise ValueError("no gradient reaches the residual additions; check that the loss depends on the output")
     fixed = [position for position, signal in enumerate(signals) if not signal.requires_grad]
     if fixed:
         raise ValueError(
             f"x of unit {additions[fixed[0]].name!r} has no gradient: its inputs are no floating-point numbers and "
             "what stands before it is frozen; set requires_grad on a parameter before it"
         )
+    if not loss.requires_grad:
+        raise ValueError("no gradient reaches the residual additions; check that the loss depends on the output")
     found = torch.autograd.grad(loss, [*signals, *parameters], retain_graph=True, allow_unused=True)
     whole = [_or_zeros(value, signal) for value, signal in zip(found, signals, strict=False)]
     straight = _cut(cut, cut_loss)

@@ -23,6 +23,8 @@ def draw(probes: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     for column, (title, found) in enumerate(probes.items()):
         forward, back, joins = found["forward"], found["backward"], found["joins"]
         top, gradient, decay, signs = axes[:, column]
+        for axis in (top, gradient, decay):
+            axis.set_yscale("log")
         top.set_title(title, fontsize=11)
         _line(top, forward["x_rms"], "signal x", "tab:blue")
         _line(top, forward["residual_rms"], "residual F", "tab:orange")
@@ -35,8 +37,6 @@ def draw(probes: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         _line(signs, forward["sum_negative_share"], "share of negative y", "tab:green")
         _line(signs, forward["changed"], "change between y and the next x", "tab:red")
         _line(signs, back["cosine"], "cosine between the gradient's parts", "tab:purple")
-        for axis in (top, gradient, decay):
-            axis.set_yscale("log")
         signs.set_xlabel("residual unit")
         for axis in axes[:, column]:
             for boundary in _boundaries(found):
@@ -64,11 +64,12 @@ def draw_products(probes: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     plt = _plotting(path)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.6), sharey=True)
     colours = plt.get_cmap("tab10")
+    left.set_yscale("log")
     for number, (title, found) in enumerate(probes.items()):
         colour = colours(number % 10)
         _line(left, found["joins"]["product"], title, colour)
         _line(right, _relative(found["backward"]["straight"]), title, colour)
-    left.set(yscale="log", xlabel="residual unit", ylabel="what is left of the end's gradient")
+    left.set(xlabel="residual unit", ylabel="what is left of the end's gradient")
     left.set_title("product of the shortcut factors (Eq. 8)", fontsize=11)
     right.set(xlabel="residual unit")
     right.set_title("measured: straight part of the gradient, relative to the end", fontsize=11)
@@ -149,7 +150,8 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _line(axis: Any, values: Numbers, label: str, colour: Any, style: str = "-", **more: Any) -> None:
-    shown = [math.nan if value is None else value for value in values]
+    # a logarithmic axis has no place for 0
+    shown = [math.nan if value is None or (value == 0 and axis.get_yscale() == "log") else value for value in values]
     if all(math.isnan(value) for value in shown):
         return
     more.setdefault("linewidth", 1.4)

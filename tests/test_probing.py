@@ -1,0 +1,246 @@
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import preresnet
+from preresnet.cli import main
+from preresnet.data import augment, sets
+from preresnet.data.loaders import TrainingBatches
+from preresnet.recipe import Recipe
+from preresnet.study import pictures, series, verdict
+from preresnet.study.probe import Probe, probe
+from preresnet.train import runlog, watch
+from preresnet.train.folder import Request
+from preresnet.train.trainer import train
+
+
+def small(**changes: Any) -> Recipe:
+    base = preresnet.recipe("digits/resnet20-preact")
+    fields: dict[str, Any] = {
+        "network": "resnet8-preact-dropout-0.5",  # dropout, so that random state matters
+        "data": replace(base.data, image_size=8),
+        "schedule": replace(base.schedule, steps=20, warmup_steps=4),
+        "global_batch": 16,
+        "precision": "float32",
+        "log_every": 5,
+        "eval_every": 10,
+        "save_every": 7,
+    }
+    return replace(base, **(fields | changes))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("probed") / "run"
+    train(Request(small(), folder, seed=3), series.watch(6))
+    series.draw(folder, "a run")
+    return folder
+
+
+def call(*arguments: str) -> int:
+    try:
+        return main(list(arguments))
+    except SystemExit as exit:
+        return exit.code if isinstance(exit.code, int) else 1
+
+
+# --- along training ------------------------------------------------------------------------------------------------
+
+
+def test_probes_do_not_change_the_run_by_a_bit(run: Path, tmp_path: Path) -> None:
+    train(Request(small(), tmp_path / "alone", seed=3))
+    ours, theirs = (load_file(folder / "weights.safetensors") for folder in (run, tmp_path / "alone"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    timing = {"images_per_s", "data_wait_pct"}
+    lines = [
+        [{key: value for key, value in line.items() if key not in timing} for line in runlog.read(folder)]
+        for folder in (run, tmp_path / "alone")
+    ]
+    assert lines[0] == lines[1]
+    assert not (tmp_path / "alone" / "probe.jsonl").exists()
+
+
+def test_the_series_starts_before_the_first_step_and_ends_after_the_last(run: Path) -> None:
+    lines = watch.read(run)
+    assert [line["step"] for line in lines] == [0, 6, 12, 18, 20]
+    assert len(lines[0]["gradient"]) == len(lines[0]["x_rms"]) + 1 == 4
+    assert lines[0]["loss"] != lines[-1]["loss"]
+    assert lines[0]["unmoved"] == lines[0]["scales"] > lines[-1]["unmoved"]
+    with Image.open(run / "probe.png") as picture:
+        assert picture.width > 500
+
+
+def test_a_resumed_run_continues_its_series(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    at = TrainingBatches.at
+
+    def stopping(self: TrainingBatches, step: int) -> Any:
+        if step == 17:
+            raise KeyboardInterrupt
+        return at(self, step)
+
+    monkeypatch.setattr(TrainingBatches, "at", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train(Request(small(), folder, seed=3), series.watch(3))
+    assert [line["step"] for line in watch.read(folder)] == [0, 3, 6, 9, 12, 15]  # saved at 14
+    monkeypatch.setattr(TrainingBatches, "at", at)
+    train(Request(small(), folder, seed=3, resume=True), series.watch(6))
+    assert [line["step"] for line in watch.read(folder)] == [0, 3, 6, 9, 12, 18, 20]
+    assert watch.read(folder)[-1] == watch.read(run)[-1]
+
+
+def test_train_by_command_draws_the_heat_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = ["--network", "resnet8-preact", "--data.image-size", "8", "--precision", "float32", "--global-batch", "16"]
+    tiny += ["--schedule.steps", "4", "--schedule.warmup-steps", "2"]
+    folder = tmp_path / "run"
+    assert call("train", "digits/resnet20-preact", "--out", str(folder), "--probe-every", "2", *tiny) == 0
+    assert (folder / "probe.png").is_file()
+    assert [line["step"] for line in watch.read(folder)] == [0, 2, 4]
+    assert "probes took" in capsys.readouterr().err
+    assert call("train", "digits/resnet20-preact", "--out", str(tmp_path / "b"), "--probe-every", "0", *tiny) == 2
+    assert "probe-every 0; it must be 1 or more" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+QUICK = ["--batch", "4", "--image-size", "8"]
+
+
+def test_json_and_nothing_else_on_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("probe", "resnet8-preact", "--json", *QUICK) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert found["data"] == "noise"
+    assert found["probes"]["resnet8-preact"]["images"] == 4
+    assert "probing resnet8-preact" in captured.err
+
+
+def test_a_table_a_folder_and_pictures(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "probe"
+    arguments = ["probe", str(run), "--against", "resnet8-original", "--data", "digits", "--out", str(out)]
+    assert call(*arguments, "--batch", "4", "--batches", "2") == 0
+    assert "the two ways to split the gradient agree" in capsys.readouterr().out
+    found = json.loads((out / "probe.json").read_text())
+    assert [one["images"] for one in found["probes"].values()] == [8, 8]
+    assert found["versions"]["torch"] == torch.__version__
+    for name in ("probe.png", "run-training.png"):
+        with Image.open(out / name) as picture:
+            assert picture.width > 500
+    assert call(*arguments) == 2
+    assert "already exists and is not empty; give another --out" in capsys.readouterr().err
+
+
+def test_bad_input_of_the_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in (
+        (["resnet8-preac"], "did you mean"),
+        (["resnet8-preact", "--batch", "1"], "batch 1; it must be 2 or more"),
+        (["resnet8-preact", "--verdict"], "a verdict needs labelled images"),
+        (["resnet8-preact", "--against", "resnet8-preact"], "the same name is given twice"),
+        ([str(run), "--data", "cifar10"], "takes images of 1 channels, cifar10 has 3"),
+        ([str(run / "nothing.safetensors")], "nothing.safetensors"),
+    ):
+        assert call("probe", *arguments) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_svg_and_other_pictures(tmp_path: Path) -> None:
+    found = probe(preresnet.create_model("resnet8-plain", seed=0), torch.randn(3, 3, 8, 8)).as_dict()
+    pictures.draw({"plain": found}, tmp_path / "a.svg")
+    assert (tmp_path / "a.svg").read_text().lstrip().startswith("<?xml")
+    pictures.draw_products({"plain": found}, tmp_path / "b.png")
+    with pytest.raises(ValueError, match=r"a picture is .png or .svg"):
+        pictures.draw({"plain": found}, tmp_path / "a.pdf")
+    with pytest.raises(ValueError, match="nothing was probed in this run"):
+        pictures.draw_series([], tmp_path / "c.png")
+
+
+# --- the verdict ---------------------------------------------------------------------------------------------------
+
+
+def digits(count: int, batch: int = 32) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    data = small().data
+    loaded = sets.load(data, None)
+    batches = TrainingBatches(loaded.train, data, augment.fit(loaded.train.pixels, data), batch, 0)
+    return [batches.at(step) for step in range(count)]
+
+
+def test_a_network_that_learns_digits_will_train() -> None:
+    model = preresnet.create_model("resnet20-preact", in_channels=1, seed=0)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    found = verdict.judge(model, digits(verdict.STEPS))
+    assert found.grade == "will train"
+    assert found.sigmas > verdict.SIGMAS
+    assert "it has begun to learn" in found.because
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_a_deep_plain_network_will_not() -> None:
+    found = verdict.judge(preresnet.create_model("resnet110-plain", in_channels=1, seed=0), digits(8, 16))
+    assert found.grade == "will not train"
+    assert "no shortcut passes anything through 54 units" in found.because
+    assert "the residual branches do not make up for it" in found.because
+    assert found.product == 0
+    assert found.largest_update > 1
+    with pytest.raises(ValueError, match="3 batches; a verdict needs 4 or more"):
+        verdict.judge(preresnet.create_model("resnet8-plain", in_channels=1), digits(3))
+
+
+def measured(**changes: Any) -> Probe:
+    found = probe(preresnet.create_model("resnet8-original-scale-0.5-1", seed=0), torch.randn(4, 3, 8, 8))
+    return replace(found, weights={"w": {"gradient": 1.0, "weight": 1.0, "ratio": 1.0}}, **changes)
+
+
+def test_the_rule() -> None:
+    def grade(wrong: int, rate: float = 0.01, losses: float = 2.3, straight: float = 1.0) -> str:
+        found = measured()
+        back = found.backward | {"straight": [straight, *found.backward["straight"][1:]], "gradient": [1.0] * 4}
+        return verdict.decide(replace(found, backward=back), [losses] * 8, [wrong] * 8, rate, 100, 10).grade
+
+    assert grade(50) == "will train"
+    assert grade(90) == "will train, but worse"  # nothing learned, but nothing wrong either
+    assert grade(50, rate=2.0) == "will train, but worse"
+    assert grade(90, rate=2.0) == "will not train"
+    assert grade(90, straight=1e-9) == "will not train"
+    assert grade(50, straight=1e-9) == "will train, but worse"
+    assert grade(50, losses=math.nan) == "will not train"
+
+
+def test_the_score_counts_what_the_paper_calls_fail() -> None:
+    grades: dict[str, verdict.Grade] = {
+        "resnet110-plain": "will not train",
+        "resnet110-original": "will train, but worse",
+        "resnet110-original-dropout-0.5": "will train",
+        "resnet164-preact": "will not train",
+        "resnet20-plain": "will train",
+    }
+    found = verdict.score(grades)
+    assert found["table1"] == {"hits": 2, "networks": 3}
+    assert found["table2"] == {"hits": 1, "networks": 2}
+    assert [row["network"] for row in found["rows"] if not row["hit"]] == [
+        "resnet110-original-dropout-0.5",
+        "resnet164-preact",
+    ]
+
+
+# --- the records ---------------------------------------------------------------------------------------------------
+
+RECORDS = Path(__file__).parents[1] / "records" / "probe"
+
+
+def test_the_score_is_that_of_the_records() -> None:
+    records = {path.stem: json.loads(path.read_text()) for path in RECORDS.glob("resnet*.json")}
+    assert json.loads((RECORDS / "score.json").read_text()) == verdict.score(
+        {name: record["verdict"]["grade"] for name, record in records.items()}
+    )
+    for name, record in records.items():
+        assert record["command"] == f"preresnet probe {name} --data cifar10 --verdict"
+        assert max(record["agreement"].values()) < 1e-4
+        assert len(record["backward"]["gradient"]) == len(record["units"]) + 1
