@@ -3,54 +3,101 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 Numbers = Sequence[float | None]
+Row = Literal["signal", "gradient", "decay", "shares"]
+ROWS: tuple[Row, ...] = get_args(Row)
 FORMATS = (".png", ".svg")
 
 
-def draw(probes: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+def draw(probes: Mapping[str, Mapping[str, Any]], path: Path, rows: Sequence[Row] = ROWS) -> None:
     """Networks side by side, depth to the right.
 
     Args:
         probes: by title, `preresnet.study.probe.Probe.as_dict`.
         path: of the picture, ``.png`` or ``.svg``.
+        rows: what to show, from above: ``signal``, ``gradient``, ``decay``, ``shares``.
     """
     plt = _plotting(path)
     figure, axes = plt.subplots(
-        4, len(probes), figsize=(1.2 + 4.4 * len(probes), 9.6), sharex="col", sharey="row", squeeze=False
+        len(rows),
+        len(probes),
+        figsize=(2.6 + 4.2 * len(probes), 0.9 + 2.3 * len(rows)),
+        sharex="col",
+        sharey="row",
+        squeeze=False,
     )
+    drawing = {"signal": _signal, "gradient": _gradient, "decay": _decay, "shares": _shares}
     for column, (title, found) in enumerate(probes.items()):
-        forward, back, joins = found["forward"], found["backward"], found["joins"]
-        top, gradient, decay, signs = axes[:, column]
-        for axis in (top, gradient, decay):
-            axis.set_yscale("log")
-        top.set_title(title, fontsize=11)
-        _line(top, forward["x_rms"], "signal x", "tab:blue")
-        _line(top, forward["residual_rms"], "residual F", "tab:orange")
-        _line(gradient, back["gradient"], "gradient at x", "black", linewidth=2.5, alpha=0.35)
-        _line(gradient, back["straight"], "straight through the shortcuts", "tab:blue")
-        _line(gradient, back["rest"], "through the weight layers", "tab:orange")
-        _line(decay, joins["product"], "product of shortcut factors", "tab:blue", style="--")
-        _line(decay, _relative(back["straight"]), "measured: straight part, relative to the end", "tab:blue")
-        _line(decay, _relative(back["gradient"]), "measured: gradient, relative to the end", "black", alpha=0.35)
-        _line(signs, forward["sum_negative_share"], "share of negative y", "tab:green")
-        _line(signs, forward["changed"], "change between y and the next x", "tab:red")
-        _line(signs, back["cosine"], "cosine between the gradient's parts", "tab:purple")
-        signs.set_xlabel("residual unit")
-        for axis in axes[:, column]:
+        axes[0, column].set_title(title, fontsize=11)
+        axes[-1, column].set_xlabel("residual unit")
+        axes[-1, column].xaxis.get_major_locator().set_params(integer=True)
+        for row, name in enumerate(rows):
+            axis = axes[row, column]
+            word = drawing[name](axis, found)
+            if column == 0:
+                axis.set_ylabel(word)
+            if column == len(probes) - 1:  # beside the picture, where no line can be
+                axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
             for boundary in _boundaries(found):
                 axis.axvline(boundary, color="0.85", linewidth=1, zorder=0)
-    words = ("root mean square", "norm of a sample's gradient", "factor", "share, or cosine")
-    for row, word in enumerate(words):
-        axes[row, 0].set_ylabel(word)
-        axes[row, 0].legend(fontsize=8, frameon=False, loc="best")
-    _limit(axes[1, 0], [found["backward"]["gradient"] for found in probes.values()])
-    _limit(
-        axes[2, 0],
-        [found["joins"]["product"] for found in probes.values()]
-        + [_relative(found["backward"]["gradient"]) for found in probes.values()],
-    )
+    for row, name in enumerate(rows):
+        if name == "decay":
+            _limit(axes[row, 0])
+    _save(figure, path)
+
+
+def _signal(axis: Any, found: Mapping[str, Any]) -> str:
+    axis.set_yscale("log")
+    _line(axis, found["forward"]["x_rms"], "signal x", "tab:blue")
+    _line(axis, found["forward"]["residual_rms"], "residual F", "tab:orange")
+    return "root mean square"
+
+
+def _gradient(axis: Any, found: Mapping[str, Any]) -> str:
+    axis.set_yscale("log")
+    _line(axis, found["backward"]["gradient"], "gradient at x", "black", linewidth=3, alpha=0.3)
+    _line(axis, found["backward"]["straight"], "straight through the shortcuts", "tab:blue")
+    _line(axis, found["backward"]["rest"], "through the weight layers", "tab:orange")
+    return "norm of a sample's gradient"
+
+
+def _decay(axis: Any, found: Mapping[str, Any]) -> str:
+    axis.set_yscale("log")
+    _line(axis, found["joins"]["product"], "product of shortcut factors", "tab:blue", style="--")
+    _line(axis, _relative(found["backward"]["straight"]), "straight part, relative to the end", "tab:blue")
+    _line(axis, _relative(found["backward"]["gradient"]), "gradient, relative to the end", "black", alpha=0.3)
+    return "factor"
+
+
+def _shares(axis: Any, found: Mapping[str, Any]) -> str:
+    _line(axis, found["forward"]["sum_negative_share"], "share of negative y", "tab:green")
+    _line(axis, found["forward"]["changed"], "change from y to the next x", "tab:red")
+    _line(axis, found["backward"]["cosine"], "cosine of the gradient's parts", "tab:purple")
+    return "share, or cosine"
+
+
+def draw_pairs(probes: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """How far x_L - x_l is from the sum of the residuals between, for l the first unit of a run.
+
+    Args:
+        probes: by title, for each run of units ``first`` (its name) and ``from_first``, the deviation for each L.
+        path: of the picture.
+    """
+    plt = _plotting(path)
+    figure, axes = plt.subplots(1, len(probes), figsize=(1.2 + 4.4 * len(probes), 3.6), sharey=True, squeeze=False)
+    for axis, (title, runs) in zip(axes[0], probes.items(), strict=True):
+        axis.set_yscale("log")
+        for number, run in enumerate(runs):
+            _line(axis, run["from_first"], f"from {run['first']}", f"C{number}")
+        axis.axhline(2.0**-24, color="0.6", linewidth=1, linestyle=":")
+        axis.set_title(title, fontsize=11)
+        axis.set_xlabel("units passed")
+    axes[0, 0].set_ylabel("deviation from Eq. 4, relative to x")
+    axes[0, 0].legend(fontsize=8, frameon=False)
+    axes[0, -1].text(0.98, 2.0**-24, "rounding of float32", fontsize=8, color="0.4", ha="right", va="bottom",
+                     transform=axes[0, -1].get_yaxis_transform())  # fmt: skip
     _save(figure, path)
 
 
@@ -62,7 +109,7 @@ def draw_products(probes: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         path: of the picture.
     """
     plt = _plotting(path)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.6), sharey=True)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12.5, 4.4), sharey=True)
     colours = plt.get_cmap("tab10")
     left.set_yscale("log")
     for number, (title, found) in enumerate(probes.items()):
@@ -73,7 +120,7 @@ def draw_products(probes: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     left.set_title("product of the shortcut factors (Eq. 8)", fontsize=11)
     right.set(xlabel="residual unit")
     right.set_title("measured: straight part of the gradient, relative to the end", fontsize=11)
-    right.legend(fontsize=8, frameon=False, loc="lower right")
+    right.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     _save(figure, path)
 
 
@@ -171,12 +218,17 @@ def _log(value: float | None) -> float:
 def _boundaries(found: Mapping[str, Any]) -> list[float]:
     """Between the units of two stages, where names say so: ``stages.1.units.0`` or ``layer2.0``."""
     parents = [name.rsplit(".", 1)[0] for name in found["units"]]
-    return [unit + 0.5 for unit in range(1, len(parents)) if parents[unit] != parents[unit - 1] and "." in parents[0]]
+    return [
+        unit + 0.5 for unit in range(1, len(parents)) if parents[unit] != parents[unit - 1] and _are_stages(parents)
+    ]
 
 
-def _limit(axis: Any, columns: Sequence[Numbers]) -> None:
+def _are_stages(parents: Sequence[str]) -> bool:
+    """Whether some units share a parent: then another parent is another stage."""
+    return len(set(parents)) < len(parents)
+
+
+def _limit(axis: Any) -> None:
     """A product of 1e-300 shall not flatten all else: below 1e-20 is below the rounding of anything."""
-    positive = [value for column in columns for value in column if value]
-    if positive:
-        low, high = axis.get_ylim()
-        axis.set_ylim(max(low, 1e-20 * max(positive)), high)
+    low, high = axis.get_ylim()
+    axis.set_ylim(max(low, 1e-20 * min(high, 1.0)), high)

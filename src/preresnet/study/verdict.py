@@ -210,8 +210,10 @@ def _sentence(verdict: Verdict, found: Probe, finite: bool) -> str:
     chance = f"{verdict.error_pct:.1f} % wrong in the first {verdict.steps} steps, {verdict.chance_pct:.1f} % by chance"
     if verdict.sigmas > SIGMAS:
         parts.append(f"it has begun to learn ({chance})")
-    else:
+    elif verdict.grade == "will not train":
         parts.append(f"the residual branches do not make up for it ({chance})")
+    else:
+        parts.append(f"it has not begun to learn yet ({chance})")
     return "; ".join(parts)
 
 
