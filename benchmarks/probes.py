@@ -72,9 +72,13 @@ def read(name: str) -> dict[str, Any]:
 
 
 def draw() -> None:
-    """The pictures of the guide."""
+    """The pictures of the guide that records hold; the others are made by commands in the guide."""
     pair = {name: read(name) for name in ("resnet110-original", "resnet110-preact")}
-    pictures.draw(pair, IMAGES / "probe-original-preact.png")
+    pictures.draw(pair, IMAGES / "probe-signal.png", rows=("signal", "shares"))
+    pictures.draw(pair, IMAGES / "probe-gradient.png", rows=("gradient",))
+    pictures.draw_pairs({name: one["pairs"] for name, one in pair.items()}, IMAGES / "probe-pairs.png")
+    orders = {name: read(f"resnet110-{name}") for name in ("bn-after", "relu-before", "relu-only")}
+    pictures.draw(orders, IMAGES / "probe-orders.png", rows=("signal", "gradient", "shares"))
     shortcuts = {
         "identity": "resnet110-original",
         "scale 0.5, 1": "resnet110-original-scale-0.5-1",

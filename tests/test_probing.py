@@ -74,7 +74,7 @@ def test_the_series_starts_before_the_first_step_and_ends_after_the_last(run: Pa
     assert lines[0]["loss"] != lines[-1]["loss"]
     assert lines[0]["unmoved"] == lines[0]["scales"] > lines[-1]["unmoved"]
     with Image.open(run / "probe.png") as picture:
-        assert picture.width > 500
+        assert picture.width > 400
 
 
 def test_a_resumed_run_continues_its_series(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_a_table_a_folder_and_pictures(run: Path, tmp_path: Path, capsys: pytest
     assert found["versions"]["torch"] == torch.__version__
     for name in ("probe.png", "run-training.png"):
         with Image.open(out / name) as picture:
-            assert picture.width > 500
+            assert picture.width > 400
     assert call(*arguments) == 2
     assert "already exists and is not empty; give another --out" in capsys.readouterr().err
 
@@ -156,10 +156,13 @@ def test_svg_and_other_pictures(tmp_path: Path) -> None:
     pictures.draw({"plain": found}, tmp_path / "a.svg")
     assert (tmp_path / "a.svg").read_text().lstrip().startswith("<?xml")
     pictures.draw_products({"plain": found}, tmp_path / "b.png")
+    runs = [{"first": "stages.0.units.0", "from_first": [1e-8, 1e-7, None]}]
+    pictures.draw_pairs({"one": runs, "two": runs}, tmp_path / "d.png")
+    assert all((tmp_path / name).stat().st_size > 5000 for name in ("a.svg", "b.png", "d.png"))
     with pytest.raises(ValueError, match=r"a picture is .png or .svg"):
         pictures.draw({"plain": found}, tmp_path / "a.pdf")
     with pytest.raises(ValueError, match="nothing was probed in this run"):
-        pictures.draw_series([], tmp_path / "c.png")
+        pictures.draw_series({"run": []}, tmp_path / "c.png")
 
 
 # --- the verdict ---------------------------------------------------------------------------------------------------
@@ -244,3 +247,18 @@ def test_the_score_is_that_of_the_records() -> None:
         assert record["command"] == f"preresnet probe {name} --data cifar10 --verdict"
         assert max(record["agreement"].values()) < 1e-4
         assert len(record["backward"]["gradient"]) == len(record["units"]) + 1
+
+
+def test_half_and_half_is_half_and_one_with_a_larger_stem() -> None:
+    """Why no probe can tell (0.5, 0.5), which the paper trained to 12.35 %, from (0.5, 1), which failed."""
+    nets = []
+    for name in ("scale-0.5-0.5", "scale-0.5-1"):
+        spec = preresnet.create_model(f"resnet20-original-{name}").spec
+        spec = replace(spec, dialect=replace(spec.dialect, norm_eps=1e-12))
+        nets.append(preresnet.build(spec, 0).double())
+    half, one = nets
+    for parameter in (one.stem.norm.weight, one.stem.norm.bias):  # F normalises what it gets: F(2 x) = F(x)
+        parameter.data.mul_(2)
+    one.head.linear.weight.data.mul_(0.5)
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    assert torch.allclose(half(x), one(x), rtol=1e-6, atol=1e-8)

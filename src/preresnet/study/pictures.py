@@ -94,6 +94,7 @@ def draw_pairs(probes: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) ->
         axis.axhline(2.0**-24, color="0.6", linewidth=1, linestyle=":")
         axis.set_title(title, fontsize=11)
         axis.set_xlabel("units passed")
+        axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].set_ylabel("deviation from Eq. 4, relative to x")
     axes[0, 0].legend(fontsize=8, frameon=False)
     axes[0, -1].text(0.98, 2.0**-24, "rounding of float32", fontsize=8, color="0.4", ha="right", va="bottom",
@@ -124,46 +125,60 @@ def draw_products(probes: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
-def draw_series(lines: Sequence[Mapping[str, Any]], path: Path, title: str = "") -> None:
-    """Heat maps along training: steps to the right, depth upwards.
+def draw_series(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Heat maps along training, runs side by side: steps to the right, depth upwards, one scale a row.
 
     Args:
-        lines: of ``probe.jsonl``.
+        runs: by title, the lines of ``probe.jsonl``.
         path: of the picture.
-        title: above it.
 
     Raises:
-        ValueError: no line.
+        ValueError: a run without lines.
     """
-    if not lines:
+    if not runs or not all(runs.values()):
         raise ValueError("nothing was probed in this run; train with --probe-every")
     plt = _plotting(path)
-    wanted = (
-        ("x_rms", "signal x, rms"),
-        ("residual_rms", "residual F, rms"),
-        ("gradient", "gradient at x, norm"),
-        ("straight_share", "straight part over the sum of both"),
-    )
-    figure, axes = plt.subplots(2, 2, figsize=(10, 6.4), sharex=True, sharey=True)
-    for axis, (key, word) in zip(axes.flat, wanted, strict=True):
-        table = [_column(line, key) for line in lines]
-        values = [[row[unit] for row in table] for unit in range(min(map(len, table)))]
-        linear = key == "straight_share"
-        shown = [[_log(v) if not linear else (math.nan if v is None else v) for v in row] for row in values]
-        image = axis.imshow(shown, aspect="auto", origin="lower", cmap="viridis", interpolation="nearest")
-        bar = figure.colorbar(image, ax=axis)
-        bar.set_label("share" if linear else "log10")
-        axis.set_title(word, fontsize=10)
-    every = max(1, len(lines) // 6)
-    marks = list(range(0, len(lines), every))
-    for axis in axes[1]:
-        axis.set_xticks(marks, [f"{lines[mark]['step']:,}" for mark in marks])
-        axis.set_xlabel("step")
+    size = (1.6 + 4.2 * len(runs), 0.8 + 2.1 * len(_HEATS))
+    figure, axes = plt.subplots(len(_HEATS), len(runs), figsize=size, sharex="col", sharey="col", squeeze=False)
+    for row, (key, word) in enumerate(_HEATS.items()):
+        logarithmic = key != "straight_share"
+        maps = [_heat_map(lines, key, logarithmic=logarithmic) for lines in runs.values()]
+        shown = [value for table in maps for values in table for value in values if not math.isnan(value)]
+        low, high = (min(shown), max(shown)) if shown else (0, 1)
+        for column, table in enumerate(maps):
+            axis = axes[row, column]
+            image = axis.imshow(
+                table, aspect="auto", origin="lower", cmap="viridis", interpolation="nearest", vmin=low, vmax=high
+            )
+            axis.set_title(word, fontsize=9)
+        figure.colorbar(image, ax=axes[row, -1], label="log10" if logarithmic else "share")
+    for column, (title, lines) in enumerate(runs.items()):
+        axes[-1, column].yaxis.get_major_locator().set_params(integer=True)
+        axes[0, column].set_title(f"{title}\n{next(iter(_HEATS.values()))}", fontsize=9)
+        marks = list(range(0, len(lines), max(1, len(lines) // 5)))
+        axes[-1, column].set_xticks(marks, [f"{lines[mark]['step']:,}" for mark in marks])
+        axes[-1, column].set_xlabel("step")
     for axis in axes[:, 0]:
         axis.set_ylabel("residual unit")
-    if title:
-        figure.suptitle(title, fontsize=11)
     _save(figure, path)
+
+
+_HEATS = {
+    "x_rms": "signal x, root mean square",
+    "residual_rms": "residual F, root mean square",
+    "gradient": "norm of the gradient at x",
+    "straight_share": "straight part, over the sum of both parts' norms",
+}
+
+
+def _heat_map(lines: Sequence[Mapping[str, Any]], key: str, *, logarithmic: bool) -> list[list[float]]:
+    """A row for each unit, from the input up; a column for each step."""
+    columns = [_column(line, key) for line in lines]
+    if logarithmic:
+        columns = [[math.log10(value) if value else math.nan for value in column] for column in columns]
+    return [
+        [math.nan if column[unit] is None else column[unit] for column in columns] for unit in range(len(columns[0]))
+    ]  # type: ignore[misc]
 
 
 def _column(line: Mapping[str, Any], key: str) -> list[float | None]:
@@ -209,10 +224,6 @@ def _line(axis: Any, values: Numbers, label: str, colour: Any, style: str = "-",
 def _relative(values: Numbers) -> list[float | None]:
     end = values[-1]
     return [value / end if value is not None and end else None for value in values]
-
-
-def _log(value: float | None) -> float:
-    return math.log10(value) if value else math.nan
 
 
 def _boundaries(found: Mapping[str, Any]) -> list[float]:

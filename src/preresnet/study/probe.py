@@ -106,13 +106,14 @@ def probe(
     """
     if not batches:
         raise ValueError("no batch given; give at least one: images, or (images, labels)")
-    sums, found, shape = _Sums(), None, None
+    sums = _Sums()
+    stream: streams.Stream | None = None
+    shapes: list[Any] = []
     for number, batch in enumerate(batches):
         inputs, kwargs, target = _parts(batch)
-        if found is None or shape != (shape := _shapes(inputs, kwargs)):
-            found = streams.find(model, inputs, kwargs, units, training=training)
-            shape = _shapes(inputs, kwargs)
-        _measure(sums, model, found, (inputs, kwargs, target), loss or cross_entropy, seed + number)
+        if stream is None or shapes != _shapes(inputs, kwargs):  # an exported graph holds for one shape
+            stream, shapes = streams.find(model, inputs, kwargs, units, training=training), _shapes(inputs, kwargs)
+        _measure(sums, model, stream, (inputs, kwargs, target), loss or cross_entropy, seed + number)
     return _result(sums, model, training)
 
 

@@ -64,4 +64,4 @@ def short(value: Any) -> Any:
 
 def draw(folder: Path, title: str = "", path: Path | None = None) -> None:
     """The heat maps of a run, in its folder unless a path is given."""
-    pictures.draw_series(read(folder), path or folder / PICTURE_FILE, title)
+    pictures.draw_series({title or folder.name: read(folder)}, path or folder / PICTURE_FILE)

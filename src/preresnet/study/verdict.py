@@ -69,8 +69,9 @@ class Verdict:
     steps: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
-        return asdict(self)
+        """Everything, ready for JSON: None for what is not finite."""
+        found = {**asdict(self), "losses": [value if math.isfinite(value) else None for value in self.losses]}
+        return {**found, "growth": self.growth if math.isfinite(self.growth) else None}
 
 
 def judge(
