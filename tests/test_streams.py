@@ -30,8 +30,10 @@ def test_the_additions_of_torchvision_are_its_blocks() -> None:
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert torch.equal(output, model(images()))  # in-place operations were replaced, not the network
     taps: dict[str, Tensor] = {}
-    model.layer2[0].downsample.register_forward_hook(lambda _, __, y: taps.update(shortcut=y.detach().clone()))
-    model.layer2[0].bn2.register_forward_hook(lambda _, __, y: taps.update(residual=y.detach().clone()))
+    model.get_submodule("layer2.0.downsample").register_forward_hook(
+        lambda _, __, y: taps.update(shortcut=y.detach().clone())
+    )
+    model.get_submodule("layer2.0.bn2").register_forward_hook(lambda _, __, y: taps.update(residual=y.detach().clone()))
     model(images())
     assert torch.equal(taken.additions[2].shortcut, taps["shortcut"])
     assert torch.equal(taken.additions[2].residual, taps["residual"])

@@ -145,13 +145,14 @@ def draw_series(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
         maps = [_heat_map(lines, key, logarithmic=logarithmic) for lines in runs.values()]
         shown = [value for table in maps for values in table for value in values if not math.isnan(value)]
         low, high = (min(shown), max(shown)) if shown else (0, 1)
-        for column, table in enumerate(maps):
-            axis = axes[row, column]
-            image = axis.imshow(
+        images = []
+        for axis, table in zip(axes[row], maps, strict=True):
+            drawn = axis.imshow(
                 table, aspect="auto", origin="lower", cmap="viridis", interpolation="nearest", vmin=low, vmax=high
             )
+            images.append(drawn)
             axis.set_title(word, fontsize=9)
-        figure.colorbar(image, ax=axes[row, -1], label="log10" if logarithmic else "share")
+        figure.colorbar(images[-1], ax=axes[row, -1], label="log10" if logarithmic else "share")
     for column, (title, lines) in enumerate(runs.items()):
         axes[-1, column].yaxis.get_major_locator().set_params(integer=True)
         axes[0, column].set_title(f"{title}\n{next(iter(_HEATS.values()))}", fontsize=9)

@@ -14,6 +14,7 @@ a batch are coupled, and the gradient "of a sample" is the row of the gradient o
 All sums are kept in float64.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,10 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from preresnet.study import backward, streams
+from preresnet.study import backward, inputs, streams
+from preresnet.study.inputs import Batch
 from preresnet.study.streams import Addition, Pass
-
-Batch = Any  # x, (x, y), or keyword arguments by name with the labels as "labels"
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,10 @@ def probe(
     stream: streams.Stream | None = None
     shapes: list[Any] = []
     for number, batch in enumerate(batches):
-        inputs, kwargs, target = _parts(batch)
-        if stream is None or shapes != _shapes(inputs, kwargs):  # an exported graph holds for one shape
-            stream, shapes = streams.find(model, inputs, kwargs, units, training=training), _shapes(inputs, kwargs)
-        _measure(sums, model, stream, (inputs, kwargs, target), loss or cross_entropy, seed + number)
+        args, kwargs, target = inputs.split(batch)
+        if stream is None or shapes != inputs.shapes(args, kwargs):  # an exported graph holds for one shape
+            stream, shapes = streams.find(model, args, kwargs, units, training=training), inputs.shapes(args, kwargs)
+        _measure(sums, model, stream, (args, kwargs, target), loss or cross_entropy, seed + number)
     return _result(sums, model, training)
 
 
@@ -153,18 +153,20 @@ def _measure(
     loss: Callable[[Tensor, Any], Tensor],
     seed: int,
 ) -> None:
-    inputs, kwargs, target = batch
-    first = next(value for value in (*inputs, *kwargs.values()) if isinstance(value, Tensor))
+    args, kwargs, target = batch
+    first = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
     images = len(first)
 
     def run(cut: bool) -> tuple[Pass, Tensor]:
         nonlocal target
         with streams.same_randomness(seed, first.device):
             taken = Pass(cut)
-            ready = tuple(_differentiable(value) for value in inputs)
-            output = _output(stream.run(ready, {name: _differentiable(one) for name, one in kwargs.items()}, taken))
+            ready = tuple(inputs.differentiable(value) for value in args)
+            output = inputs.output(
+                stream.run(ready, {name: inputs.differentiable(one) for name, one in kwargs.items()}, taken)
+            )
             if target is None:
-                target = _drawn_labels(output, seed)
+                target = inputs.draw_labels(output, seed)
             return taken, images * loss(output, target)
 
     with torch.enable_grad():
@@ -204,7 +206,7 @@ def _forward(sums: _Sums, additions: list[Addition]) -> None:
         for name in ("x", "residual", "shortcut", "sum"):
             value = getattr(one, name)
             squares = _square(value)
-            if not torch.isfinite(torch.tensor(squares)):
+            if not math.isfinite(squares):
                 raise ValueError(
                     f"{'the residual' if name == 'residual' else name} of unit {one.name!r} (number {unit + 1} of "
                     f"{len(additions)}) is not finite, and all before it is; look there first"
@@ -253,50 +255,6 @@ def _runs(additions: list[Addition]) -> list[list[int]]:
 
 def _square(x: Tensor) -> float:
     return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
-
-
-# --- the input ----------------------------------------------------------------------------------------------------
-
-
-def _parts(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-    """Positional arguments, keyword arguments, labels."""
-    if isinstance(batch, Tensor):
-        return (batch.detach(),), {}, None
-    if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[0], Tensor):
-        return (batch[0].detach(),), {}, batch[1]
-    if hasattr(batch, "keys"):
-        kwargs = {name: batch[name] for name in batch if name != "labels"}
-        if any(isinstance(value, Tensor) for value in kwargs.values()):
-            return (), kwargs, batch.get("labels")  # type: ignore[attr-defined]
-    raise ValueError(
-        f"a batch of type {type(batch).__name__}; give images, (images, labels), or a mapping of keyword arguments"
-    )
-
-
-def _shapes(inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    return [getattr(value, "shape", value) for value in (*inputs, *kwargs.values())]
-
-
-def _differentiable(value: Any) -> Any:
-    return value.detach().requires_grad_() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _output(result: Any) -> Tensor:
-    """The first tensor of what a network returns."""
-    if isinstance(result, Tensor):
-        return result
-    if hasattr(result, "logits"):
-        return result.logits
-    values = result.values() if hasattr(result, "values") else result if isinstance(result, tuple | list) else ()
-    for value in values:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return value
-    raise ValueError(f"the network returns {type(result).__name__} without a tensor; give one that returns a tensor")
-
-
-def _drawn_labels(output: Tensor, seed: int) -> Tensor:
-    drawn = torch.randint(output.shape[-1], output.shape[:-1], generator=torch.Generator().manual_seed(seed))
-    return drawn.to(output.device)
 
 
 # --- the result ---------------------------------------------------------------------------------------------------
