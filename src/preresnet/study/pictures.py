@@ -3,7 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Numbers = Sequence[float | None]
 Row = Literal["signal", "gradient", "decay", "shares"]
@@ -135,9 +138,22 @@ def draw_series(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
     Raises:
         ValueError: a run without lines.
     """
+    _plotting(path)
+    _save(heat_maps(runs), path)
+
+
+def heat_maps(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
+    """The drawing of `draw_series`, for a page that holds more than this.
+
+    Args:
+        runs: by title, the lines of ``probe.jsonl``.
+
+    Raises:
+        ValueError: a run without lines.
+    """
     if not runs or not all(runs.values()):
         raise ValueError("nothing was probed in this run; train with --probe-every")
-    plt = _plotting(path)
+    plt = _plotting(Path("any.png"))
     size = (1.6 + 4.2 * len(runs), 0.8 + 2.1 * len(_HEATS))
     figure, axes = plt.subplots(len(_HEATS), len(runs), figsize=size, sharex="col", sharey="col", squeeze=False)
     for row, (key, word) in enumerate(_HEATS.items()):
@@ -161,7 +177,7 @@ def draw_series(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
         axes[-1, column].set_xlabel("step")
     for axis in axes[:, 0]:
         axis.set_ylabel("residual unit")
-    _save(figure, path)
+    return figure
 
 
 _HEATS = {
