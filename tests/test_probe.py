@@ -125,6 +125,9 @@ def test_a_gate_and_dropout_show_the_share_that_they_keep() -> None:
     dropped = probe(made("resnet20-original-dropout-0.5"), images(n=32))
     assert dropped.joins["factor"] == pytest.approx([0.5] * 9, abs=0.05)
     assert probe(made("resnet20-plain"), images()).joins["product"] == [0.0] * 9
+    turned = probe(made("resnet20-original-conv1x1"), images())
+    assert turned.joins["factor"] == [None] * 9
+    assert all(gain is not None and gain > 0.1 for gain in turned.joins["gain"])
 
 
 def test_without_residuals_all_gradient_is_straight_and_eq_4_holds() -> None:

@@ -27,6 +27,8 @@ from preresnet.study import backward, inputs, streams
 from preresnet.study.inputs import Batch
 from preresnet.study.streams import Addition, Pass
 
+ALONG = 0.5  # dropout of half the elements has a cosine of 0.71 with x_l, a random convolution of 0
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -41,7 +43,8 @@ class Probe:
         forward: ``x_``, ``residual_`` and ``sum_`` followed by ``mean``, ``variance``, ``negative_share`` and ``rms``;
             ``shortcut_rms``; ``changed``: norm of x_{l+1} - y_l over that of y_l, what f does (None where shapes
             differ, and for the last unit).
-        joins: ``factor``: share of x_l that the shortcut keeps, <h(x), x> / <x, x> (None where it changes the shape);
+        joins: ``factor``: share of x_l that the shortcut keeps, <h(x), x> / <x, x> (None where it changes the shape, or
+            turns x_l, as a convolution does: a cosine below 1/2);
             ``gain``: rms of h(x) over rms of x; ``product``: of the factors from this unit to the last one.
         pairs: for each run of units with shortcuts lambda x: ``units`` and ``deviation[l][L]``, the norm of
             x_L - (product of lambda) x_l - (scaled residuals) over that of x_L; position L = number of units is the
@@ -279,7 +282,8 @@ def _result(sums: _Sums, model: nn.Module, training: bool) -> Probe:
     forward["changed"] = per("changed", "changed_of", 0.5)
 
     factors = [
-        measured if exact is None else exact for exact, measured in zip(sums.factors, per("kept", "base"), strict=True)
+        measured if exact is None else exact
+        for exact, measured in zip(sums.factors, _measured(get, depth), strict=True)
     ]
     product, products = 1.0, []
     for factor in reversed(factors):
@@ -322,6 +326,16 @@ def _result(sums: _Sums, model: nn.Module, training: bool) -> Probe:
         dead={name: {"dead": int((~alive).sum()), "channels": len(alive)} for name, alive in sums.active.items()},
         norms=_norms(model),
     )
+
+
+def _measured(columns: dict[str, list[float]], depth: int) -> list[float | None]:
+    """The share of x_l that each shortcut keeps; None for one that turns x_l, such as a convolution."""
+    found: list[float | None] = []
+    for unit in range(depth):
+        base, kept = (columns.get(name, [0.0] * depth)[unit] for name in ("base", "kept"))
+        along = kept >= ALONG * (base * columns["shortcut_squares"][unit]) ** 0.5
+        found.append(kept / base if base and along else None)
+    return found
 
 
 def _pairs(sums: _Sums, run: list[int], errors: Tensor) -> dict[str, Any]:

@@ -195,8 +195,12 @@ def _sentence(verdict: Verdict, found: Probe, finite: bool) -> str:
     if not finite:
         return f"the loss is not finite within {verdict.steps} steps"
     parts = []
-    if all(factor == 0 for factor in factors):
+    if factors and all(factor == 0 for factor in factors):
         parts.append(f"no shortcut passes anything through {len(found.units)} units")
+    elif verdict.straight_share < FLOAT32_ROUNDING and len(factors) < len(found.units) / 2:  # convolutions
+        parts.append(
+            f"shortcuts carry {verdict.straight_share:.1e} of the first unit's gradient, which float32 rounds away"
+        )
     elif verdict.straight_share < FLOAT32_ROUNDING:
         parts.append(f"{len(factors)} shortcuts of {mean:.3g} leave {verdict.product:.1e} of the signal")
     else:
