@@ -2,7 +2,7 @@
 
     python benchmarks/probes.py records DIR [NETWORK ...]    measure networks (by default all that the guide shows)
     python benchmarks/probes.py pictures                     draw docs/img/probe-*.png from the records
-    python benchmarks/probes.py score                        compare verdicts with what the paper printed
+    python benchmarks/probes.py score                        compare verdicts with the paper, in records and guide
 
 DIR holds the official CIFAR-10 folder. One network of 110 layers takes about 40 s on one core.
 """
@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 RECORDS, IMAGES = ROOT / "records" / "probe", ROOT / "docs" / "img"
 PLAIN = [f"resnet{depth}-plain" for depth in (20, 32, 44, 56, 110)]
 NETWORKS = list(dict.fromkeys([row.network for row in TABLE_1 + TABLE_2] + PLAIN))
+GUIDE, BEGIN, END = ROOT / "docs" / "guide" / "probe.md", "<!-- score -->", "<!-- end of score -->"
 KEPT = {
     "forward": ("x_rms", "residual_rms", "sum_mean", "sum_negative_share", "changed"),
     "joins": ("factor", "gain", "product"),
@@ -88,7 +89,8 @@ def draw() -> None:
         "exclusive gate, b = -6": "resnet110-original-exclusive-gate-6",
         "dropout 0.5": "resnet110-original-dropout-0.5",
     }
-    pictures.draw_products({title: read(name) for title, name in shortcuts.items()}, IMAGES / "probe-products.png")
+    there = {title: name for title, name in shortcuts.items() if (RECORDS / f"{name}.json").exists()}
+    pictures.draw_products({title: read(name) for title, name in there.items()}, IMAGES / "probe-products.png")
 
 
 def score() -> None:
@@ -96,7 +98,31 @@ def score() -> None:
     grades = {path.stem: read(path.stem)["verdict"]["grade"] for path in sorted(RECORDS.glob("resnet*.json"))}
     found = verdict.score(grades)
     (RECORDS / "score.json").write_text(json.dumps(found, indent=1) + "\n")
+    before, rest = GUIDE.read_text().split(BEGIN)
+    GUIDE.write_text(f"{before}{BEGIN}\n\n{table(found)}\n\n{END}{rest.split(END)[1]}")
     print(json.dumps({key: value for key, value in found.items() if key != "rows"}, indent=1))
+
+
+def table(found: dict[str, Any]) -> str:
+    """The score as the guide shows it."""
+    one, two = (f"{part['hits']} of {part['networks']}" for part in (found["table1"], found["table2"]))
+    lines = [
+        f"{one} networks of Table 1 and {two} of Table 2 are judged as the paper found them.",
+        "",
+        "| network | paper | verdict | | product of factors | largest step, of the weight | wrong in 48 steps |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    printed = {row["network"]: row for row in found["rows"]}
+    for name in [*printed, *(name for name in PLAIN if name not in printed)]:
+        path = RECORDS / f"{name}.json"
+        if not path.exists():
+            continue
+        said, row = json.loads(path.read_text())["verdict"], printed.get(name)
+        paper = "" if row is None else row["paper"] if row["paper"] == "fail" else f"{row['paper']:.2f} %"
+        hit = "" if row is None else "hit" if row["hit"] else "**miss**"
+        measured = f"{said['product']:.2g} | {said['largest_update']:.2g} | {said['error_pct']:.1f} %"
+        lines.append(f"| `{name}` | {paper} | {said['grade']} | {hit} | {measured} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
