@@ -78,8 +78,6 @@ def draw() -> None:
     pictures.draw(pair, IMAGES / "probe-signal.png", rows=("signal", "shares"))
     pictures.draw(pair, IMAGES / "probe-gradient.png", rows=("gradient",))
     pictures.draw_pairs({name: one["pairs"] for name, one in pair.items()}, IMAGES / "probe-pairs.png")
-    orders = {name: read(f"resnet110-{name}") for name in ("bn-after", "relu-before", "relu-only")}
-    pictures.draw(orders, IMAGES / "probe-orders.png", rows=("signal", "gradient", "shares"))
     shortcuts = {
         "identity": "resnet110-original",
         "scale 0.5, 1": "resnet110-original-scale-0.5-1",
@@ -91,6 +89,8 @@ def draw() -> None:
     }
     there = {title: name for title, name in shortcuts.items() if (RECORDS / f"{name}.json").exists()}
     pictures.draw_products({title: read(name) for title, name in there.items()}, IMAGES / "probe-products.png")
+    orders = {name: read(f"resnet110-{name}") for name in ("bn-after", "relu-before", "relu-only")}
+    pictures.draw(orders, IMAGES / "probe-orders.png", rows=("signal", "gradient", "shares"))
 
 
 def score() -> None:

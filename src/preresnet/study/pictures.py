@@ -100,8 +100,8 @@ def draw_pairs(probes: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) ->
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].set_ylabel("deviation from Eq. 4, relative to x")
     axes[0, 0].legend(fontsize=8, frameon=False)
-    axes[0, -1].text(0.98, 2.0**-24, "rounding of float32", fontsize=8, color="0.4", ha="right", va="bottom",
-                     transform=axes[0, -1].get_yaxis_transform())  # fmt: skip
+    place = {"fontsize": 8, "color": "0.4", "ha": "right", "va": "bottom"}
+    axes[0, 0].text(0.98, 2.0**-24, "rounding of float32", transform=axes[0, 0].get_yaxis_transform(), **place)
     _save(figure, path)
 
 
