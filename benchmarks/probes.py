@@ -105,9 +105,11 @@ def score() -> None:
 
 def table(found: dict[str, Any]) -> str:
     """The score as the guide shows it."""
-    one, two = (f"{part['hits']} of {part['networks']}" for part in (found["table1"], found["table2"]))
+    one, two = (f"{part['settings_hit']:g} of {part['settings']}" for part in (found["table1"], found["table2"]))
+    count, hits = found["table1"]["networks"], found["table1"]["hits"]
     lines = [
-        f"{one} networks of Table 1 and {two} of Table 2 are judged as the paper found them.",
+        f"{one} settings of Table 1 and {two} of Table 2 are judged as the paper found them. (The gates from 0 to -5",
+        f"are one setting, which counts with the share of its hits. Of {count} networks of Table 1 it is {hits}.)",
         "",
         "| network | paper | verdict | | product of factors | largest step, of the weight | wrong in 48 steps |",
         "|---|---|---|---|---|---|---|",

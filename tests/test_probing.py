@@ -216,6 +216,16 @@ def test_the_rule() -> None:
     assert grade(50, losses=math.nan) == "will not train"
 
 
+def test_the_gates_that_the_paper_prints_as_one_row_count_as_one() -> None:
+    grades: dict[str, verdict.Grade] = dict.fromkeys(
+        (f"resnet110-original-exclusive-gate-{bias}" for bias in range(6)), "will train"
+    )
+    grades["resnet110-original-exclusive-gate-0"] = "will not train"
+    grades["resnet110-original-exclusive-gate-6"] = "will train"
+    found = verdict.score(grades)["table1"]
+    assert found == {"hits": 2, "networks": 7, "settings_hit": 1.17, "settings": 2}
+
+
 def test_the_score_counts_what_the_paper_calls_fail() -> None:
     grades: dict[str, verdict.Grade] = {
         "resnet110-plain": "will not train",
@@ -225,8 +235,8 @@ def test_the_score_counts_what_the_paper_calls_fail() -> None:
         "resnet20-plain": "will train",
     }
     found = verdict.score(grades)
-    assert found["table1"] == {"hits": 2, "networks": 3}
-    assert found["table2"] == {"hits": 1, "networks": 2}
+    assert found["table1"] == {"hits": 2, "networks": 3, "settings_hit": 2, "settings": 3}
+    assert found["table2"] == {"hits": 1, "networks": 2, "settings_hit": 1, "settings": 2}
     assert [row["network"] for row in found["rows"] if not row["hit"]] == [
         "resnet110-original-dropout-0.5",
         "resnet164-preact",

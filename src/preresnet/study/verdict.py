@@ -166,7 +166,8 @@ def score(grades: Mapping[str, Grade]) -> dict[str, Any]:
 
     Returns:
         ``rows`` (table, network, what the paper printed, the verdict, hit or miss), and for each table ``hits`` of
-        ``networks``.
+        ``networks``, and of ``settings``: rows as printed, of which one in Table 1 has the six gates from 0 to -5 and
+        counts with the share of its hits.
     """
     found: dict[str, Any] = {"rows": []}
     for name, rows in (("table1", TABLE_1), ("table2", TABLE_2)):
@@ -185,7 +186,18 @@ def score(grades: Mapping[str, Grade]) -> dict[str, Any]:
                     "hit": hit,
                 }
             )
-        found[name] = {"hits": hits, "networks": len(known)}
+        printed_rows: dict[str, list[bool]] = {}
+        for row in found["rows"]:
+            if f"table{row['table']}" == name:
+                gates = row["paper"] == "fail" and "-exclusive-gate-" in row["network"]
+                printed_rows.setdefault("gates" if gates else row["network"], []).append(row["hit"])
+        shares = [sum(one) / len(one) for one in printed_rows.values()]
+        found[name] = {
+            "hits": hits,
+            "networks": len(known),
+            "settings_hit": round(sum(shares), 2),
+            "settings": len(shares),
+        }
     return found
 
 
