@@ -209,7 +209,7 @@ def _sentence(verdict: Verdict, found: Probe, finite: bool) -> str:
     parts = []
     if factors and all(factor == 0 for factor in factors):
         parts.append(f"no shortcut passes anything through {len(found.units)} units")
-    elif verdict.straight_share < FLOAT32_ROUNDING and len(factors) < len(found.units) / 2:  # convolutions
+    elif verdict.straight_share < FLOAT32_ROUNDING <= verdict.product:  # lost in norms, masks or convolutions
         parts.append(
             f"shortcuts carry {verdict.straight_share:.1e} of the first unit's gradient, which float32 rounds away"
         )
