@@ -9,7 +9,8 @@ READY := $(VENV)/.ready
 demo: $(READY)  ## train on the handwritten digits inside scikit-learn, then report
 	@out=runs/demo-$$(date +%Y%m%d-%H%M%S) && \
 	$(BIN)/preresnet train digits/resnet20-preact --out $$out && \
-	$(BIN)/preresnet evaluate $$out
+	$(BIN)/preresnet evaluate $$out && \
+	$(BIN)/preresnet report $$out
 
 test: lint types docs  ## everything that CI checks
 	$(BIN)/pytest

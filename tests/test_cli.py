@@ -83,6 +83,7 @@ def test_evaluate_counts_every_test_image(run: Path, capsys: pytest.CaptureFixtu
     assert found["num_images"] == 360
     assert found["error_pct"] == json.loads((run / "result.json").read_text())["error_pct"]
     assert np.sum(found["confusion"]) == 360
+    assert found == json.loads((run / "evaluation.json").read_text())
     assert call("evaluate", str(run / "weights.safetensors")) == 0
     out = capsys.readouterr().out
     assert "Confusion matrix" in out
@@ -199,10 +200,10 @@ def test_a_switch_that_the_recipe_search_does_not_know_would_hide_the_recipe() -
     """Every boolean option of `train` is in the pattern that finds the recipe among the options."""
     from dataclasses import fields
 
-    from preresnet import cli
+    from preresnet.cli import entry
     from preresnet.recipe import DataSpec, Optim, Recipe, Schedule
 
-    owners = {cli.Train: "", Recipe: "", DataSpec: "data.", Optim: "optim.", Schedule: "schedule."}
+    owners = {entry.Train: "", Recipe: "", DataSpec: "data.", Optim: "optim.", Schedule: "schedule."}
     switches = [
         f"--{prefix}{field.name.replace('_', '-')}"
         for owner, prefix in owners.items()
@@ -210,7 +211,7 @@ def test_a_switch_that_the_recipe_search_does_not_know_would_hide_the_recipe() -
         if field.type is bool
     ]
     assert len(switches) == 4
-    assert all(cli._SWITCH.fullmatch(switch) for switch in switches)
+    assert all(entry._SWITCH.fullmatch(switch) for switch in switches)
 
 
 def test_a_recipe_file_changes_a_named_recipe(tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     assert "at the last step" in done.stdout
     assert str(folder) in done.stdout
+    assert f"preresnet report {folder}" in done.stdout
     assert "step 40/40" in done.stderr
     assert "data wait" in done.stderr
     return folder
@@ -123,7 +124,7 @@ def test_a_signal_saves_says_where_and_exits(finished: Path, tmp_path: Path, num
 def test_a_run_folder_holds_what_it_says(finished: Path) -> None:
     files = {path.name for path in finished.iterdir()}
     expected = {"recipe.json", "network.json", "run.json", "metrics.jsonl", "checkpoint.pt", "weights.safetensors"}
-    assert expected | {"result.json", "curve.png"} <= files
+    assert expected | {"result.json", "evaluation.json", "curve.png"} <= files
     assert any(name.startswith("events.out.tfevents") for name in files)
     assert not any("partial" in name for name in files)
     assert from_json(Recipe, (finished / "recipe.json").read_text()) == small()
@@ -135,6 +136,9 @@ def test_a_run_folder_holds_what_it_says(finished: Path) -> None:
     assert result["best_error_pct_chosen_on_test"] == min(line["error_pct"] for line in lines if "error_pct" in line)
     assert result["command"].startswith("preresnet train")
     assert result["num_images"] == 360
+    evaluation = json.loads((finished / "evaluation.json").read_text())
+    assert (evaluation["split"], evaluation["error_pct"]) == ("test", result["error_pct"])
+    assert sum(map(sum, evaluation["confusion"])) == 360
 
 
 def test_a_loaded_network_answers_as_the_trained_one(finished: Path) -> None:

@@ -170,6 +170,87 @@ def answers(found: list[dict[str, Any]]) -> None:
         _show(table)
 
 
+def predicted(found: dict[str, Any]) -> None:
+    """What `preresnet.study.cost.predict` found."""
+    table = Table("row", "network", title=found["title"])
+    for heading in ("runs", "steps", "batch", "images", "multiply-adds", "hours"):
+        table.add_column(heading, justify="right")
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for run in found["runs"]:
+        rows.setdefault(run["row"], []).append(run)
+    for runs in rows.values():
+        one, images, hours = runs[0], sum(run["images"] for run in runs), sum(run["hours"] for run in runs)
+        counts = [f"{number:,}" for number in (len(runs), one["steps"], one["batch"], images, one["multiply_adds"])]
+        table.add_row(one["label"], one["network"], *counts, f"{hours:,.2f}")
+    table.add_section()
+    table.add_row("all", "", str(len(found["runs"])), "", "", f"{found['images']:,}", "", f"{found['hours']:,.2f}")
+    _show(table)
+    print(f"Hours on {found['device']}: {found['measured']}.")
+
+
+def study(found: dict[str, Any]) -> None:
+    """What `preresnet.study.reproduce` leaves in ``study.json``: rows beside the paper's, then the claims.
+
+    Errors of shortened runs stand in a column of their own name, and the paper's then in one that says what it belongs
+    to, after everything else.
+    """
+    short = found["scale"] is not None
+    has_paper = any(row["paper"] for row in found["rows"])
+    table = Table("row", title=found["title"])
+    if has_paper and not short:
+        table.add_column("paper %", justify="right")
+    table.add_column("shortened, median %" if short else "ours, median %", justify="right")
+    for heading in ("n", "mean ± std", "95 % of the median", "failed"):
+        table.add_column(heading, justify="right")
+    if has_paper and short:
+        table.add_column("(paper, at full length)", justify="right", style="dim")
+    for row in found["rows"]:
+        paper = [_paper_words(row["paper"])] if has_paper else []
+        cells = _statistics_words(row["statistics"])
+        table.add_row(row["label"], *([*cells, *paper] if short else [*paper, *cells]))
+    _show(table)
+    for row in found["rows"]:
+        for run in row["runs"]:
+            if run["message"]:
+                print(f"{run['status']}: {row['row']} seed {run['seed']}: {run['message']}")
+    if found["claims"]:
+        claims = Table("claim of the paper", "source", "answer", "evidence", title="What the paper says of these rows")
+        for claim in found["claims"]:
+            claims.add_row(claim["text"], claim["source"], claim["answer"], claim["evidence"])
+        _show(claims)
+    elif found["differences"]:
+        apart = Table("row", "against", title="Differences")
+        for heading in ("of medians", "95 %", "p, two-sided", "n"):
+            apart.add_column(heading, justify="right")
+        labels = {row["row"]: row["label"] for row in found["rows"]}
+        for one in found["differences"]:
+            interval = "" if one["interval"] is None else "{:+.2f} to {:+.2f}".format(*one["interval"])
+            p = "" if one["p"] is None else f"{one['p']:.3f}"
+            difference = "" if one["difference"] is None else f"{one['difference']:+.2f}"
+            apart.add_row(labels[one["a"]], labels[one["b"]], difference, interval, p, "{}, {}".format(*one["n"]))
+        _show(apart)
+
+
+def _paper_words(paper: dict[str, Any] | None) -> str:
+    if paper is None:
+        return ""
+    if paper["fail"]:
+        return "fail"
+    return f"{paper['error_pct']:.2f}" + (f" ({paper['spread']})" if paper["spread"] else "")
+
+
+def _statistics_words(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return ["", "0", "", "", ""]
+    return [
+        "fail" if found["median"] is None else f"{found['median']:.2f}",
+        str(found["n"]),
+        "" if found["std"] is None else f"{found['mean']:.2f} ± {found['std']:.2f}",
+        "" if found["interval"] is None else "{:.2f} to {:.2f}".format(*found["interval"]),
+        str(found["failed"]),
+    ]
+
+
 def probes(found: dict[str, Any]) -> None:
     """Signal and gradient along depth, of one network or several."""
     for name, one in found["probes"].items():

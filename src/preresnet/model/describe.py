@@ -76,12 +76,23 @@ def describe(spec: NetSpec, size: int | None = None, batch: int = 128) -> dict[s
     }
 
 
+def multiply_adds(spec: NetSpec, size: int | None = None) -> int:
+    """Those of convolutions and the classifier for one image, as papers count them.
+
+    Args:
+        spec: the network.
+        size: height and width of the input; by default as in `describe`.
+    """
+    parts = _count(memory.without_memory(spec, "float32"), size or default_size(spec), torch.float32)
+    return sum(part["multiply_adds"] for part in parts.values())
+
+
 def fused(model: Network) -> dict[str, int]:
     """What the fused operations compute in training, and what PyTorch's own do.
 
     Returns:
         ``norms`` (each in one operation with its ReLU), ``lone_relus`` (without a norm before them: plain),
-        ``convolutions``, and of those ``recomputing``: whose input the plans ``recompute`` and ``sqrt`` compute again.
+        ``convolutions``, and of those ``recomputing``: whose input the plan ``recompute`` computes again.
     """
     recomputing = 0
     for unit in model.modules():

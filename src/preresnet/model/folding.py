@@ -187,6 +187,7 @@ def _kept(module: nn.Module) -> nn.Module:
 def _has_onednn(x: Tensor) -> bool:
     return (
         x.device.type == "cpu"
+        and min(x.shape[2:]) > 1  # of a map one pixel wide, oneDNN under torch 2.11 cannot tell the memory layout
         and x.dtype in (torch.float32, torch.bfloat16)
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise")

@@ -5,7 +5,7 @@
 | plain | the input of every norm and of every convolution | nothing |
 | recompute | the input of every norm | normalise and ReLU, one pass over memory each time |
 | units | the input of every residual unit | the whole forward pass |
-| sqrt | about sqrt(n) of n unit inputs a stage | the whole forward pass, and normalise and ReLU once more |
+| sqrt | about sqrt(n) of n unit inputs a stage | the whole forward pass |
 
 All give the same loss and gradients, bit for bit: what is computed again uses the batch statistics of the first time.
 
@@ -27,7 +27,8 @@ from preresnet.spec import NetSpec, UnitShape
 Plan = Literal["plain", "recompute", "units", "sqrt"]
 PLANS: tuple[Plan, ...] = get_args(Plan)
 
-OPTIMISER_BYTES = 12  # of a parameter: float32 weight, gradient and momentum
+# Of a parameter. The copy is what bfloat16 computes with, kept from forward to backward.
+STATE_BYTES, COPY_BYTES, GRADIENT_BYTES = 8, 2, 4  # float32 weight and momentum; bfloat16; float32
 WORKING_MAPS = 3  # of the largest size, beside what is saved: two gradients, and what is being recomputed
 
 
@@ -50,7 +51,7 @@ def set_plan(model: Network, plan: Plan) -> None:
         stage.segment = math.ceil(len(units) / segments) if segments else 0
         for unit in units:
             assert isinstance(unit, ResidualUnit)
-            unit.recompute = plan in ("recompute", "sqrt")
+            unit.recompute = plan == "recompute"
 
 
 class Saved:
@@ -101,9 +102,9 @@ def predict(spec: NetSpec, size: int, batch: int, precision: str, plan: Plan) ->
         plan: what is recomputed.
 
     Returns:
-        ``weights_bytes`` (weights, gradients and momentum), ``saved_bytes`` (activations held after the forward pass)
-        and ``peak_bytes`` (the most held at any time: weights, saved activations, the segment that is being
-        recomputed, and working space).
+        ``weights_bytes`` (weights, their copies and momentum), ``saved_bytes`` (activations held after the forward
+        pass) and ``peak_bytes`` (the most held at any time: weights, gradients, saved activations, the segment that is
+        being recomputed, and working space).
     """
     return _predict(without_memory(spec, precision), size, batch, precision, plan)
 
@@ -140,16 +141,20 @@ def _predict(model: Network, size: int, batch: int, precision: str, plan: Plan) 
             largest = max(largest, x.nbytes)
             if stage.segment:
                 inside += num_bytes
+                most = max(most, held.bytes + held_by_units + inside)
             else:
                 held_by_units += num_bytes
-            most = max(most, held.bytes + held_by_units + inside)
     with held.counting():
         model.head(x)
-    weights = OPTIMISER_BYTES * sum(p.numel() for p in model.parameters())
+    parameters = sum(p.numel() for p in model.parameters())
+    weights = (STATE_BYTES + (COPY_BYTES if precision == "bfloat16" else 0)) * parameters
+    saved = held.bytes + held_by_units
+    # Gradients come as saved activations go; only segments that are recomputed late in the backward pass meet them.
+    most = max(saved, most + GRADIENT_BYTES * parameters) + WORKING_MAPS * largest
     return {
         "weights_bytes": weights,
-        "saved_bytes": held.bytes + held_by_units,
-        "peak_bytes": weights + max(most, held.bytes + held_by_units) + WORKING_MAPS * largest,
+        "saved_bytes": saved,
+        "peak_bytes": weights + max(most, GRADIENT_BYTES * parameters),
     }
 
 

@@ -90,15 +90,27 @@ def run(steps: ctypes.Array[Any]) -> None:
     function(steps, len(steps), torch.get_num_threads())
 
 
-@cache
+def program_has_half() -> bool:
+    """Whether the steps of ``program.cpp`` may read bfloat16."""
+    library = _program_library()
+    return library is not None and bool(library.has_half())
+
+
 def program() -> Callable[..., None] | None:
     """The function of ``program.cpp``; None where it cannot be compiled."""
+    library = _program_library()
+    if library is None:
+        return None
+    library.run.argtypes, library.run.restype = [_POINTER, _LONG, _INT], None
+    return library.run
+
+
+@cache
+def _program_library() -> ctypes.CDLL | None:
     try:
-        function = ctypes.CDLL(str(_build(PROGRAM))).run
+        return ctypes.CDLL(str(_build(PROGRAM)))
     except (OSError, subprocess.SubprocessError):
         return None
-    function.argtypes, function.restype = [_POINTER, _LONG, _INT], None
-    return function
 
 
 @cache

@@ -19,9 +19,7 @@
 namespace {
 
 constexpr size_t kSmallest = 128 << 10;  // below, holes cost little and glibc is fast
-constexpr size_t kLine = 64;
-// Maps have sizes of powers of two. Side by side, equal places of two of them would compete for the same cache lines.
-constexpr size_t kApart = 5 * kLine;
+constexpr size_t kLine = 64;  // sizes are whole lines and nothing more: then maps of half a size fill the place of one
 constexpr size_t kHugePage = 2 << 20;
 
 class Pool final : public c10::Allocator {
@@ -59,7 +57,7 @@ private:
     };
 
     void* take(size_t bytes) {
-        bytes = (bytes + kLine - 1) / kLine * kLine + kApart;
+        bytes = (bytes + kLine - 1) / kLine * kLine;
         std::lock_guard<std::mutex> guard(mutex_);
         auto found = by_size_.lower_bound({bytes, 0});  // the tightest that fits; of equal ones the lowest
         if (found == by_size_.end()) return nullptr;

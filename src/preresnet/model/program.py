@@ -34,6 +34,7 @@ class _Step(ctypes.Structure):
         *((name, ctypes.c_long) for name in ("kernel", "stride", "in_pixel", "in_row", "in_image")),
         *((name, ctypes.c_long) for name in ("plus_stride", "plus_channels", "plus_row", "plus_image")),
         *((name, ctypes.c_long) for name in ("vectors", "relu", "after_relu", "next_relu")),
+        *((name, ctypes.c_long) for name in ("half", "half_plus", "half_out", "half_activated")),
     ]
 
 
@@ -42,12 +43,13 @@ class Map:
 
     Args:
         shape: (n, c, h, w) of what it stands for.
+        dtype: float32 or bfloat16.
     """
 
-    def __init__(self, shape: Sequence[int]) -> None:
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype) -> None:
         images, self.channels, height, width = shape
         self.padded = -(-self.channels // WIDTH) * WIDTH
-        self.pixels = torch.zeros(images, height + 2, width + 2, self.padded)
+        self.pixels = torch.zeros(images, height + 2, width + 2, self.padded, dtype=dtype)
         self.inside = self.pixels[:, 1:-1, 1:-1, : self.channels].permute(0, 3, 1, 2)  # (n, c, h, w)
         self.row, self.image = self.pixels.stride(1), self.pixels.stride(0)
 
@@ -55,6 +57,11 @@ class Map:
     def start(self) -> int:
         """Address of the first pixel inside the border."""
         return self.pixels[0, 1, 1].data_ptr()
+
+    @property
+    def half(self) -> bool:
+        """Whether it is bfloat16."""
+        return self.pixels.dtype == torch.bfloat16
 
 
 @dataclass
@@ -64,18 +71,19 @@ class _Builder:
     weights: dict[FoldedConv, Tensor]
     steps: list[_Step] = field(default_factory=list)
     kept: list[Tensor] = field(default_factory=list)
-    free: dict[tuple[int, ...], list[Map]] = field(default_factory=dict)
+    free: dict[tuple[object, ...], list[Map]] = field(default_factory=dict)
 
-    def map(self, shape: Sequence[int]) -> Map:
+    def map(self, shape: Sequence[int], dtype: torch.dtype) -> Map:
         """A map that nobody uses; its border is zero, its inside is anything."""
-        waiting = self.free.setdefault(tuple(shape), [])
-        return waiting.pop() if waiting else Map(shape)
+        waiting = self.free.setdefault((*shape, dtype), [])
+        return waiting.pop() if waiting else Map(shape, dtype)
 
     def done(self, *maps: Map | None) -> None:
         """Nobody reads these any more."""
         for used in {id(one): one for one in maps if one is not None}.values():
             images, height, width, _ = used.pixels.shape
-            self.free.setdefault((images, used.channels, height - 2, width - 2), []).append(used)
+            key = images, used.channels, height - 2, width - 2, used.pixels.dtype
+            self.free.setdefault(key, []).append(used)
 
     def vector(self, values: Tensor | None, padded: int) -> int | None:
         """The address of (c,) values, padded with zeros."""
@@ -103,7 +111,7 @@ class _Builder:
         images, height, width, padded = target.pixels.shape
         vectors = next(v for v in (4, 2, 1) if padded % (v * WIDTH) == 0)
         if conv not in self.weights:
-            self.weights[conv] = _ordered(conv.weight, padded, vectors)
+            self.weights[conv] = _ordered(conv.weight, padded, vectors, source.pixels.dtype)
         self.kept += [
             self.weights[conv],
             *(one.pixels for one in (source, out, activated, plus and plus[0]) if one is not None),
@@ -141,15 +149,20 @@ class _Builder:
                 relu=conv.relu,
                 after_relu=after_relu,
                 next_relu=next_relu,
+                half=source.half,
+                half_plus=shortcut is not None and shortcut.half,
+                half_out=out is not None and out.half,
+                half_activated=activated is not None and activated.half,
             )
         )
 
 
-def answering(network: nn.Module) -> Callable[[Tensor], Tensor] | None:
+def answering(network: nn.Module, dtype: torch.dtype = torch.float32) -> Callable[[Tensor], Tensor] | None:
     """A function that answers as a folded network does, made for a few images; None where there is none.
 
     Args:
         network: what `folding.folded` returns in float32, on the CPU. Later changes of it do not reach the function.
+        dtype: of what convolutions read; bfloat16 where the processor multiplies it, otherwise float32 takes its place.
 
     Returns:
         (n, in_channels, h, w) float32 in channels_last -> (n, num_classes).
@@ -164,11 +177,12 @@ def answering(network: nn.Module) -> Callable[[Tensor], Tensor] | None:
         return None
     pres = [unit.pre for unit in known] + [norm]
     weights: dict[FoldedConv, Tensor] = {}  # in the program's order, for all shapes
+    dtype = dtype if native.program_has_half() else torch.float32
     lock = threading.Lock()  # the maps of a program belong to one call at a time
 
     @lru_cache(maxsize=SHAPES)
     def program(shape: torch.Size) -> Program:
-        return _build(known, pres, shape, weights)
+        return _build(known, pres, shape, dtype, weights)
 
     def answer(x: Tensor) -> Tensor:
         x = stem(x)
@@ -204,11 +218,21 @@ class Program:
 
 
 def _build(
-    units: list[FoldedUnit], pres: list[nn.Module], shape: Sequence[int], weights: dict[FoldedConv, Tensor]
+    units: list[FoldedUnit],
+    pres: list[nn.Module],
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    weights: dict[FoldedConv, Tensor],
 ) -> Program:
     built = _Builder(weights)
-    raw = None if units[0].shared and not isinstance(pres[0], nn.Identity) else built.map(shape)
-    activated = None if isinstance(pres[0], nn.Identity) else built.map(shape)
+    wide = torch.float32  # of sums and of what is added to them
+
+    def activates(number: int) -> bool:
+        """Whether the convolutions of a unit read something else than what enters it."""
+        return dtype != wide or not isinstance(pres[number], nn.Identity)
+
+    raw = None if units[0].shared and activates(0) else built.map(shape, wide)
+    activated = built.map(shape, dtype) if activates(0) else None
     entry = raw, activated
     for number, unit in enumerate(units):
         h = activated if activated is not None else raw
@@ -219,7 +243,7 @@ def _build(
         source = h
         for conv in first:
             assert isinstance(conv, FoldedConv)
-            result = built.map(_shape(conv, source))
+            result = built.map(_shape(conv, source), dtype)
             built.convolve(conv, source, result)
             if source is not h:
                 built.done(source)
@@ -228,17 +252,21 @@ def _build(
         plus, projected = (shortcut, change.stride if isinstance(change, ZeroPad) else 1), None
         if isinstance(change, Projection):
             assert isinstance(change.conv, FoldedConv)
-            projected = built.map(_shape(change.conv, shortcut))
-            built.convolve(change.conv, shortcut, projected)
+            projected = built.map(_shape(change.conv, h), wide)
+            # Where it reads what its unit's convolutions read, there may be a bfloat16 map of that.
+            same = unit.shared or isinstance(pres[number], nn.Identity)
+            built.convolve(change.conv, h if same else shortcut, projected)
             plus = projected, 1
         assert isinstance(last, FoldedConv)
-        following = pres[number + 1]
-        activates = not isinstance(following, nn.Identity)
-        carried = number + 1 < len(units) and not units[number + 1].shared  # the next shortcut reads it raw
+        ends = number + 1 == len(units)
+        carried = not ends and not units[number + 1].shared  # the next shortcut reads it as it is
+        activating = activates(number + 1) and not (ends and isinstance(pres[-1], nn.Identity))
         size = _shape(last, source)
-        next_raw = built.map(size) if carried or not activates else None
-        next_activated = built.map(size) if activates else None
-        built.convolve(last, source, next_raw, next_activated, plus=plus, after=unit.after_add, following=following)
+        next_raw = built.map(size, wide) if carried or not activating else None
+        next_activated = built.map(size, wide if ends else dtype) if activating else None
+        built.convolve(
+            last, source, next_raw, next_activated, plus=plus, after=unit.after_add, following=pres[number + 1]
+        )
         built.done(raw, activated, projected, None if source is h else source)
         raw, activated = next_raw, next_activated
     result = activated if activated is not None else raw
@@ -278,13 +306,18 @@ def _shape(conv: FoldedConv, source: Map) -> tuple[int, int, int, int]:
     return images, len(conv.weight), -(-(height - 2) // stride), -(-(width - 2) // stride)
 
 
-def _ordered(weight: Tensor, padded: int, vectors: int) -> Tensor:
-    """(c_out, c_in, k, k) -> (groups, k * k, c_in, values of a group), in the order in which they are read."""
+def _ordered(weight: Tensor, padded: int, vectors: int, dtype: torch.dtype) -> Tensor:
+    """(c_out, c_in, k, k) in the order in which ``program.cpp`` reads it.
+
+    (groups, k * k, c_in, values of a group), and of bfloat16 (groups, k * k, c_in / 2, values of a group, 2).
+    """
     out, channels, kernel, _ = weight.shape
-    held = torch.zeros(padded, channels, kernel, kernel)
-    held[:out] = weight.detach()
-    group = vectors * WIDTH
-    return held.view(padded // group, group, channels, kernel * kernel).permute(0, 3, 2, 1).contiguous()
+    together = 4 // dtype.itemsize
+    turns, group = -(-channels // together), vectors * WIDTH
+    held = torch.zeros(padded, turns * together, kernel, kernel)
+    held[:out, :channels] = weight.detach()
+    held = held.view(padded // group, group, turns, together, kernel * kernel)
+    return held.permute(0, 4, 2, 1, 3).to(dtype).contiguous()
 
 
 def _affine(module: nn.Module | None) -> tuple[Tensor | None, Tensor | None, bool]:

@@ -117,6 +117,33 @@ def network(name: str, num_classes: int | None = None, in_channels: int = 3) -> 
     return replace(spec, num_classes=spec.num_classes if num_classes is None else num_classes, in_channels=in_channels)
 
 
+def at_depth(name: str, depth: int) -> str:
+    """The name of the same network with another number of layers; the kind of its residual units stays.
+
+    Args:
+        name: for example ``resnet164-preact``.
+        depth: for example 29, which gives ``resnet29-preact-bottleneck``.
+
+    Raises:
+        ValueError: no such name, or no such depth for its kind of unit.
+    """
+    spec = network(name)
+    match = _NAME.fullmatch(name)
+    assert match is not None
+    is_imagenet = spec.stem.activated
+    if is_imagenet and depth not in IMAGENET_UNITS:
+        raise ValueError(f"no ImageNet network of {depth} layers; there are {', '.join(map(str, IMAGENET_UNITS))}")
+    order, shortcut, projected = match["order"], match["shortcut"], match["projected"] or ""
+    end = (f"-{shortcut}" if shortcut else "") + projected
+    plain = f"resnet{depth}-{order}{end}"
+    kind = next(word for word, kind in _UNITS.items() if kind == spec.unit.kind)
+    explicit = f"resnet{depth}-{order}-{kind}{end}"
+    if is_imagenet or (depth not in IMAGENET_UNITS and _default_kind(depth) == spec.unit.kind):
+        explicit = plain
+    network(explicit)
+    return explicit
+
+
 def _imagenet(depth: int, _unit: str | None, order: Order, shortcut: Shortcut) -> NetSpec:
     kind, units = IMAGENET_UNITS[depth]
     expansion = 4 if kind == "bottleneck" else 1

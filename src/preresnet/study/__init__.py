@@ -1,1 +1,1 @@
-"""Experiments over whole networks: speed and memory against other systems."""
+"""Experiments of many runs: the paper's tables again, sweeps, reports, speed and memory beside other systems."""

@@ -17,6 +17,10 @@ from preresnet.recipe import Precision, Recipe
 from preresnet.spec import NetSpec, from_json, to_json
 
 RECIPE_FILE, NETWORK_FILE, RUN_FILE, RESULT_FILE = "recipe.json", "network.json", "run.json", "result.json"
+EVALUATION_FILE = (
+    "evaluation.json"  # what `inference.full_report` found at the last step, as `evaluate --json` prints it
+)
+CURVE_FILE = "curve.png"
 
 
 @dataclass(frozen=True)

@@ -82,38 +82,3 @@ def read(folder: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return lines
-
-
-def draw_curve(folder: Path, title: str) -> Path | None:
-    """Draw training loss and error against the step, as Fig. 3 and 6 do: dashed loss (left), solid error (right).
-
-    Returns:
-        The picture, or None where nothing was measured.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    lines = read(folder)
-    loss = [(line["step"], line["loss"]) for line in lines if "loss" in line]
-    error = [(line["step"], line["error_pct"], line["split"]) for line in lines if "error_pct" in line]
-    if not loss or not error:
-        return None
-    figure, left = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    left.plot(*zip(*loss, strict=True), "--", color="tab:gray", linewidth=1, label="training loss (left)")
-    left.set(xlabel="step", ylabel="training loss", title=title, yscale="log")
-    right = left.twinx()
-    steps, errors, splits = zip(*error, strict=True)
-    right.plot(steps, errors, "o-", markersize=2.5, color="tab:blue", label=f"{splits[-1]} error (right)")
-    right.set_ylabel(f"{splits[-1]} error, %")
-    right.set_ylim(bottom=0)
-    right.annotate(f"{errors[-1]:.2f} %", (steps[-1], errors[-1]), (0, -14), textcoords="offset points", ha="right")
-    handles = left.get_lines() + right.get_lines()
-    right.legend(handles, [str(handle.get_label()) for handle in handles], loc="upper right", frameon=False)
-    left.spines["top"].set_visible(False)
-    right.spines["top"].set_visible(False)
-    path = folder / "curve.png"
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path

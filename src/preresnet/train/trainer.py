@@ -19,7 +19,7 @@ from preresnet.model import memory, native, weights
 from preresnet.model.network import Network, build
 from preresnet.recipe import Precision, Recipe
 from preresnet.spec import NetSpec, to_json
-from preresnet.train import checkpoint, folder, runlog
+from preresnet.train import checkpoint, curves, folder, runlog
 from preresnet.train.capture import Steps, own_stream
 from preresnet.train.optim import set_lr, sgd
 from preresnet.train.watch import Watch, Watching
@@ -103,10 +103,10 @@ def train(request: folder.Request, watch: Watch | None = None) -> dict[str, Any]
         "memory_plan": plan,
         "memory_predicted_bytes": predicted,
     }
-    checkpoint.write_atomically(
-        out / folder.RESULT_FILE, lambda path: path.write_text(json.dumps(result, indent=1) + "\n")
-    )
-    runlog.draw_curve(out, f"{request.name or recipe.network}, seed {request.seed}")
+    _write_json(out / folder.RESULT_FILE, result, indent=1)
+    name = request.name or recipe.network
+    curve = curves.Curve(name, (curves.measured(runlog.read(out)),))
+    curves.draw([curve], f"{name}, seed {request.seed}", data.split).savefig(out / folder.CURVE_FILE, dpi=200)
     return result
 
 
@@ -171,6 +171,9 @@ def _loop(
                 entry = {"step": state.step, "split": data.split, "error_pct": errors.error_pct, "loss": errors.loss}
                 state.evaluations.append(entry)
                 log.write(state.step, split=data.split, error_pct=errors.error_pct, evaluation_loss=errors.loss)
+                if done:
+                    report = {"split": data.split, **inference.full_report(output, labels, data.classes)}
+                    _write_json(request.out / folder.EVALUATION_FILE, report)
             if state.step % recipe.save_every == 0 or done or stop:
                 checkpoint.save(request.out, state.model, state.optimizer, state.progress())
                 weights.save(request.out / weights.WEIGHTS_FILE, state.model, {"step": str(state.step), **kept})
@@ -236,6 +239,10 @@ class _Signals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def _write_json(path: Path, content: dict[str, Any], indent: int | None = None) -> None:
+    checkpoint.write_atomically(path, lambda partial: partial.write_text(json.dumps(content, indent=indent) + "\n"))
 
 
 def _rhythms(recipe: Recipe) -> tuple[int, int, int]:

@@ -1,11 +1,10 @@
-"""What does each command of ``preresnet`` take, do and print?"""
+"""What does each command about one network or run take, do and print, and how is a command line read?"""
 
 import json
 import os
 import re
-import shlex
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,12 +14,13 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from preresnet import display
+from preresnet.cli import probe, studies
+from preresnet.cli.options import PROGRAM, command_line, is_file, read_recipe
 from preresnet.paper.networks import network
 from preresnet.paper.recipes import recipe
 from preresnet.recipe import Precision, Recipe
-from preresnet.spec import explain, from_json, to_json
+from preresnet.spec import explain, to_json
 
-PROGRAM = "preresnet"
 ANY_RECIPE = recipe("digits/resnet20-preact")  # what `train --help` shows; a named recipe brings its own values
 os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")  # a wrong option is answered here, not on a web page
 
@@ -61,7 +61,7 @@ class Describe:
         """Print the description."""
         from preresnet.model.describe import describe
 
-        if _is_file(self.name):
+        if is_file(self.name):
             from preresnet.train.folder import read_network
 
             spec = read_network(Path(self.name))
@@ -118,7 +118,7 @@ class Train:
             resume=self.resume,
             memory=self.memory,
             name=self.name,
-            command=shlex.join([PROGRAM, *sys.argv[1:]]),
+            command=command_line(),
         )
         if self.probe_every is None:
             result = trainer.train(request)
@@ -136,6 +136,7 @@ class Train:
         words.print(f"run      {self.out}")
         words.print(f"picture  {self.out / 'curve.png'}")
         words.print(f"next     {PROGRAM} evaluate {self.out}")
+        words.print(f"report   {PROGRAM} report {self.out}")
         return 0
 
 
@@ -216,68 +217,6 @@ class Predict:
 
 
 @dataclass(frozen=True)
-class Probe:
-    """Measure how signal and gradient travel through a network, and say whether it will train.
-
-    Norms use the statistics of the batch, as in training. Without --out, --json or --verdict, a table along depth.
-    """
-
-    name: Annotated[Positional[str], arg(metavar="NETWORK|RUN")]
-    """A network by name or as a JSON file (with initial weights), a run folder, or a .safetensors file."""
-    against: tuple[str, ...] = ()
-    """More networks or runs, measured on the same images and drawn beside the first."""
-    data: Literal["auto", "noise", "digits", "cifar10", "cifar100"] = "auto"
-    """auto: what a run was trained on; noise (normally distributed pixels) for initial weights."""
-    data_root: Path | None = None
-    """Folder with the official CIFAR folder in it; without it the set is downloaded."""
-    batch: int = 64
-    """Images in a batch."""
-    batches: int = 1
-    """Batches to measure on."""
-    image_size: int | None = None
-    """Height and width; by default that of the data as it is trained on, or the network's own for noise."""
-    seed: int = 0
-    """Of initial weights, of the choice of images and of dropout."""
-    verdict: bool = False
-    """Also take a few training steps on a copy, and predict whether the network will train; needs labelled data."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    out: Path | None = None
-    """Folder for probe.json and pictures; created, and never overwritten."""
-    json: bool = False
-    """Print one JSON object instead of tables."""
-
-    def run(self) -> int:
-        """Measure, write and print."""
-        from preresnet.study import probing
-
-        words = Console(stderr=True, highlight=False)
-        found = probing.measure(
-            (self.name, *self.against),
-            probing.Settings(
-                data=self.data,
-                data_root=self.data_root,
-                batch=self.batch,
-                batches=self.batches,
-                image_size=self.image_size,
-                seed=self.seed,
-                device=self.device,
-                verdict=self.verdict,
-                out=self.out,
-                command=shlex.join([PROGRAM, *sys.argv[1:]]),
-            ),
-            report=words.print,
-        )
-        if self.json:
-            print(json.dumps(found))
-        else:
-            display.probes(found)
-            if self.out is not None:
-                print(f"probe    {self.out}")
-        return 0
-
-
-@dataclass(frozen=True)
 class Bench:
     """Measure speed and memory of a network beside other systems, in one interleaved run."""
 
@@ -324,7 +263,7 @@ class Bench:
             steps=self.steps,
             report=words.print,
         )
-        record = {"command": shlex.join([PROGRAM, *sys.argv[1:]]), **found}
+        record = {"command": command_line(), **found}
         if self.out is not None:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self.out.write_text(bench.as_json(record))
@@ -342,8 +281,11 @@ COMMANDS: dict[str, type] = {
     "train": Train,
     "evaluate": Evaluate,
     "predict": Predict,
-    "probe": Probe,
+    "probe": probe.Probe,
     "bench": Bench,
+    "reproduce": studies.Reproduce,
+    "sweep": studies.Sweep,
+    "report": studies.Report,
 }
 
 
@@ -369,9 +311,10 @@ def main(arguments: list[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except Exception as error:
+        from preresnet.study.reproduce import InterruptedStudyError
         from preresnet.train import trainer
 
-        if isinstance(error, trainer.InterruptedRunError):
+        if isinstance(error, trainer.InterruptedRunError | InterruptedStudyError):
             print(error, file=sys.stderr)
             return error.exit_code
         if isinstance(error, trainer.NotFiniteError):
@@ -389,12 +332,12 @@ def _parse(arguments: list[str]) -> Any:
     name = _first_positional(arguments[1:]) if arguments[:1] == ["train"] else None
     if name is not None:
         # The recipe decides the defaults of all other options, so it is read first.
-        default = Train(name=name, out=tyro.MISSING, recipe=_recipe(name))
+        default = Train(name=name, out=tyro.MISSING, recipe=read_recipe(name))
         return tyro.cli(Train, prog=f"{PROGRAM} train", args=arguments[1:], default=default)
     return tyro.extras.subcommand_cli_from_dict(
         COMMANDS,
         prog=PROGRAM,
-        description="Identity mappings in deep residual networks: networks, training, evaluation.",
+        description="Identity mappings in deep residual networks: networks, training, evaluation, reproduction.",
         args=arguments,
     )
 
@@ -411,31 +354,6 @@ def _first_positional(arguments: list[str]) -> str | None:
 
 
 _SWITCH = re.compile(r"--(\w+\.)?(no-)?(resume|flip|nesterov|decay-all)")
-
-
-def _recipe(name: str) -> Recipe:
-    if not _is_file(name):
-        return recipe(name)
-    try:
-        content = json.loads(Path(name).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"cannot read the recipe file {name}: {error}") from None
-    base = content.pop("base", None) if isinstance(content, dict) else None
-    if base is None:
-        return from_json(Recipe, json.dumps(content))
-    return from_json(Recipe, json.dumps(_merge(asdict(recipe(base)), content)))
-
-
-def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = _merge(base[key], value) if both else value
-    return merged
-
-
-def _is_file(name: str) -> bool:
-    return name.endswith(".json")
 
 
 def _fail(message: str) -> int:

@@ -1,0 +1,223 @@
+"""What do the commands about many runs take, do and print?"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tyro.conf import Positional, UseAppendAction, arg
+
+from preresnet import display
+from preresnet.cli.options import PROGRAM, command_line, read_recipe
+
+if TYPE_CHECKING:
+    from preresnet.study.plan import Plan
+
+StudyName = Literal["table1", "table2", "table3", "table4", "table5", "figure1", "figure3", "figure6"]
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Make a table or figure of the paper again: all its rows and seeds, with statistics and the paper's claims.
+
+    The same command again continues: finished runs are kept, others resume.
+    """
+
+    name: Annotated[Positional[StudyName], arg(metavar="STUDY")]
+    """table1 to table5, figure1, figure3 or figure6."""
+    out: Path | None = None
+    """Folder for the study; created. Needed for all but --dry-run."""
+    rows: tuple[str, ...] = ()
+    """Rows, by the name of their network or recipe, or a pattern such as 'resnet110*'; by default all."""
+    seeds: int = 5
+    """Runs a row, with the seeds from 0. The paper has medians of 5."""
+    scale: str = ""
+    """Shorten, for example steps=2000,batch=64,depth=20; the schedule keeps its shape."""
+    data_root: Path | None = None
+    """Folder with the official CIFAR folder (python or binary) in it; without it the set is downloaded."""
+    executor: Literal["local", "ray"] = "local"
+    """local: processes on this machine. ray: a Ray cluster (pip install 'preresnet[cluster]')."""
+    jobs: int = 1
+    """Runs at a time that share a device."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    memory: Literal["auto", "plain", "recompute", "units", "sqrt"] = "auto"
+    """As in `preresnet train`."""
+    dry_run: bool = False
+    """List the runs, with images and predicted hours on this device; train nothing."""
+    records: Path | None = None
+    """Copy the result of every finished run to this folder, as STUDY/ROW/seedN.json."""
+    json: bool = False
+    """Print one JSON object instead of tables."""
+
+    def run(self) -> int:
+        """Reproduce; the exit code is 1 if a run failed."""
+        from preresnet.paper.studies import study
+        from preresnet.study import plan
+
+        made = plan.of_paper(study(self.name), self.rows, plan.parse_scale(self.scale))
+        code, found = _do(made, self)
+        if self.records is not None and found is not None:
+            from preresnet.study import records
+
+            written, different = records.keep(self.out or Path(), found, self.records)
+            print(f"{len(written)} new records in {self.records}", file=sys.stderr)
+            for place in different:
+                print(f"left alone: {place} holds another result", file=sys.stderr)
+        return code
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Train a recipe with every combination of some values of its fields, several seeds each.
+
+    The same command again continues. Choose between settings on held-out images (--vary data.holdout=5000), not on the
+    test set.
+    """
+
+    name: Annotated[Positional[str], arg(metavar="RECIPE")]
+    """A recipe by name, or a JSON file, as in `preresnet train`."""
+    out: Path | None = None
+    """Folder for the study; created. Needed for all but --dry-run."""
+    vary: UseAppendAction[tuple[str, ...]] = ()
+    """A field with its values, for example schedule.lr=0.05,0.1; several --vary make a grid, one value sets a field."""
+    seeds: int = 1
+    """Runs a combination, with the seeds from 0."""
+    data_root: Path | None = None
+    """Folder with the official CIFAR folder (python or binary) in it; without it the set is downloaded."""
+    executor: Literal["local", "ray"] = "local"
+    """local: processes on this machine. ray: a Ray cluster (pip install 'preresnet[cluster]')."""
+    jobs: int = 1
+    """Runs at a time that share a device."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    memory: Literal["auto", "plain", "recompute", "units", "sqrt"] = "auto"
+    """As in `preresnet train`."""
+    dry_run: bool = False
+    """List the runs, with images and predicted hours on this device; train nothing."""
+    json: bool = False
+    """Print one JSON object instead of tables."""
+
+    def run(self) -> int:
+        """Sweep; the exit code is 1 if a run failed."""
+        from preresnet.study import sweep
+
+        return _do(sweep.of_sweep(self.name, read_recipe(self.name), self.vary), self)[0]
+
+
+def _do(plan: "Plan", given: Reproduce | Sweep) -> tuple[int, dict[str, Any] | None]:
+    """Predict or do a study, and print it; the exit code, and the manifest of what was done."""
+    if given.dry_run:
+        from preresnet.study import cost
+
+        said = (lambda line: None) if given.json else (lambda line: print(line, file=sys.stderr, flush=True))
+        predicted = cost.predict(plan, given.seeds, given.device, given.out, said)
+        print(json.dumps(predicted)) if given.json else display.predicted(predicted)
+        return 0, None
+    if given.out is None:
+        raise ValueError("give a folder for the runs with --out, or --dry-run to see what they would cost")
+    from preresnet.study import reproduce
+
+    settings = reproduce.Settings(
+        out=given.out,
+        data_root=given.data_root,
+        executor=given.executor,
+        jobs=given.jobs,
+        device=given.device,
+        memory=given.memory,
+        command=command_line(),
+    )
+    with _Bars() as bars:
+        found = reproduce.reproduce(plan, given.seeds, settings, reproduce.Progress(bars.begin, bars.moved, bars.ended))
+    if given.json:
+        print(json.dumps(found))
+    else:
+        display.study(found)
+        print(f"study    {given.out}")
+        print(f"next     {PROGRAM} report {given.out}")
+    asked = {row.name for row in plan.rows}
+    broken = [
+        run
+        for row in found["rows"]
+        for run in row["runs"]
+        if row["row"] in asked and run["seed"] < given.seeds and not _is_result(given.out, run)
+    ]
+    return (1 if broken else 0), found
+
+
+def _is_result(out: Path, run: dict[str, Any]) -> bool:
+    """Done, or its loss was not finite: the paper's "fail"."""
+    from preresnet.study.runs import DIVERGED_FILE
+
+    return run["status"] == "done" or (out / run["folder"] / DIVERGED_FILE).is_file()
+
+
+class _Bars:
+    """The progress of a study: bars in a terminal, a line for each run that ends elsewhere."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.tasks: dict[str, Any] = {}
+        self.ended_runs = 0
+
+    def __enter__(self) -> "_Bars":
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def begin(self, jobs: Sequence[Any]) -> None:
+        """The runs that are to be done."""
+        self.num_runs = len(jobs)
+        self.all = self.bars.add_task("runs", total=len(jobs))
+
+    def moved(self, job: Any, step: int) -> None:
+        """A run has come to a step."""
+        if job.name not in self.tasks:
+            self.tasks[job.name] = self.bars.add_task(job.name, total=job.request.recipe.schedule.steps)
+        self.bars.update(self.tasks[job.name], completed=step)
+
+    def ended(self, job: Any, outcome: Any) -> None:
+        """What became of a run."""
+        self.ended_runs += 1
+        self.bars.update(self.all, completed=self.ended_runs)
+        if job.name in self.tasks:
+            self.bars.remove_task(self.tasks.pop(job.name))
+        words = outcome.message if outcome.error_pct is None else f"{outcome.error_pct:.2f} %"
+        self.console.print(f"{self.ended_runs}/{self.num_runs}  {job.name}: {outcome.status}, {words}")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write one HTML page about runs and studies, with its pictures as PNG and SVG beside it."""
+
+    folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR...")]
+    """Folders of runs (`preresnet train`) and of studies (with study.json), all in one page."""
+    out: Path | None = None
+    """The page; report.html in the first folder by default. Only a page that a report wrote is replaced."""
+
+    def run(self) -> int:
+        """Write, and print where the page and its pictures are."""
+        from preresnet.study import page
+
+        if not self.folders:
+            raise ValueError("no folder given; name one or more runs or studies")
+        written, figures, number = page.write(self.folders, self.out)
+        words = Console(highlight=False, soft_wrap=True)
+        words.print(f"report   {written}")
+        words.print(f"figures  {figures} ({number} picture{'s' if number != 1 else ''}, as PNG and SVG)")
+        return 0

@@ -1,0 +1,220 @@
+"""On which processes and machines are the runs of a study done, and what happens when one of those is lost?"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from multiprocessing.connection import wait
+from typing import Any, Literal
+
+import torch
+
+from preresnet.study.runs import Job, Outcome, work
+
+Executor = Literal["local", "ray"]
+Report = Callable[[Job, Outcome], None]
+
+TICK_S = 1.0  # between two looks at the runs that are going on
+RETRIES = 5  # of a run whose process or machine was lost, by Ray
+GRACE_S = 120.0  # for the checkpoints of runs that Ray was asked to stop
+
+
+def local(jobs: Sequence[Job], parallel: int, report: Report, tick: Callable[[], None]) -> int:
+    """Do runs on this machine, each in a process of its own, so that none can harm another.
+
+    Ctrl-C and SIGTERM stop all of them after their checkpoints; a second one kills them. Should this process be killed,
+    its runs notice, save and stop too.
+
+    Args:
+        jobs: in order.
+        parallel: runs at a time; they share the device, and the threads of a CPU.
+        report: is told what became of a run.
+        tick: is called about every `TICK_S` seconds.
+
+    Returns:
+        The signal that ended it, or 0.
+    """
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, torch.get_num_threads() // parallel) if parallel > 1 else None
+    waiting = deque(replace(job, threads=threads) for job in jobs)
+    running: dict[Any, tuple[Any, Job]] = {}
+
+    def stop(again: bool) -> None:
+        for process, _ in running.values():
+            process.kill() if again else process.terminate()
+
+    with Signals(stop) as signals:
+        try:
+            while running or (waiting and not signals.received):
+                while waiting and len(running) < parallel and not signals.received:
+                    job = waiting.popleft()
+                    here, there = context.Pipe()
+                    process = context.Process(target=_serve, args=(there, job))
+                    process.start()
+                    there.close()
+                    running[here] = process, job
+                    if signals.received:  # between start and here
+                        process.terminate()
+                for pipe in wait(list(running), timeout=TICK_S):
+                    process, job = running.pop(pipe)
+                    report(job, _answer(pipe, process, signals.received))
+                tick()
+        finally:
+            stop(again=False)
+    return signals.received
+
+
+def _answer(pipe: Any, process: Any, stopped: int) -> Outcome:
+    try:
+        outcome = pipe.recv()
+    except (EOFError, ConnectionResetError):
+        outcome = None
+    process.join()
+    pipe.close()
+    if outcome is not None:
+        return outcome
+    if stopped:
+        return Outcome("stopped", message="stopped before its first step, or killed")
+    code = process.exitcode
+    words = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return Outcome("failed", message=f"its process ended with {words} (out of memory?)")
+
+
+def _serve(pipe: Any, job: Job) -> None:
+    """Body of a process: one run."""
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # Ctrl-C reaches the parent alone, which passes it on once: a second signal would not save
+    job.log.parent.mkdir(exist_ok=True)
+    with open(job.log, "ab", buffering=0) as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    answered = threading.Event()
+
+    def watch() -> None:
+        try:
+            pipe.recv()  # nothing is ever sent: this ends when the parent does
+        except (EOFError, OSError):
+            if not answered.is_set():
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+    outcome = work(job)
+    answered.set()
+    pipe.send(outcome)
+    sys.stdout.flush()
+
+
+def on_ray(jobs: Sequence[Job], parallel: int, report: Report, tick: Callable[[], None]) -> int:
+    """Do runs on a Ray cluster: the one that is running here or that ``RAY_ADDRESS`` names, else this machine.
+
+    The study's folder has to be shared by all machines. A run whose machine is lost is given out again, up to `RETRIES`
+    times, and continues from its checkpoint.
+
+    Args:
+        jobs: in order.
+        parallel: runs that share a GPU; without GPUs, runs that share the processors of a machine.
+        report: is told what became of a run.
+        tick: is called about every `TICK_S` seconds.
+
+    Returns:
+        The signal that ended it, or 0.
+
+    Raises:
+        ValueError: the cluster has no such device.
+    """
+    ray = require_ray()
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(log_to_driver=False, include_dashboard=False)
+    try:
+        devices = {job.request.device for job in jobs}
+        # one call a process: a run finds memory and settings as fresh as in a process of its own
+        task = ray.remote(max_calls=1, max_retries=RETRIES, **_share(ray, parallel, devices))(work)
+        pending = {task.remote(job): job for job in jobs}
+
+        def stop(again: bool) -> None:
+            for reference in pending:
+                ray.cancel(reference, force=again)
+
+        with Signals(stop) as signals:
+            rounds_left = int(GRACE_S / TICK_S)
+            while pending and rounds_left > 0:
+                ready, _ = ray.wait(list(pending), num_returns=1, timeout=TICK_S)
+                for reference in ready:
+                    report(pending.pop(reference), _result(ray, reference, signals.received))
+                tick()
+                rounds_left -= bool(signals.received)
+            for job in pending.values():
+                report(job, Outcome("stopped", message="did not answer in time; its machine still saves it"))
+        return signals.received
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def require_ray() -> Any:
+    """Ray itself.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ValueError("ray is not installed; pip install 'preresnet[cluster]', or use --executor local") from None
+    return ray
+
+
+def _share(ray: Any, parallel: int, devices: set[str]) -> dict[str, float]:
+    """What of a machine one run takes."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+    if not nodes:
+        raise ValueError("the Ray cluster has no processors to work with; add a node")
+    gpus = sum(resources.get("GPU", 0) for resources in nodes)
+    if gpus and devices != {"cpu"}:
+        return {"num_gpus": 1 / parallel, "num_cpus": 1}
+    if any(device.startswith("cuda") for device in devices):
+        raise ValueError("the Ray cluster has no GPU; use --device cpu or auto")
+    share = min(resources["CPU"] for resources in nodes) / parallel
+    return {"num_cpus": int(share) if share >= 1 else share}  # Ray takes whole processors, or a part of one
+
+
+def _result(ray: Any, reference: Any, stopped: int) -> Outcome:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayError as error:
+        if stopped:
+            return Outcome("stopped", message="stopped before its first step")
+        words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return Outcome("failed", message=f"{type(error).__name__}, after {RETRIES} retries: {words}")
+
+
+class Signals:
+    """Turns the first Ctrl-C or SIGTERM into ``stop(False)`` and the next into ``stop(True)``."""
+
+    def __init__(self, stop: Callable[[bool], None]) -> None:
+        self.stop = stop
+        self.received = 0
+
+    def __enter__(self) -> "Signals":
+        self._before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, _: object) -> None:
+        again, self.received = bool(self.received), number
+        words = "killing the runs" if again else "stopping: the runs save and end; once more kills them"
+        print(words, file=sys.stderr, flush=True)
+        self.stop(again)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,202 @@
+"""How does a report become one page that opens anywhere, with its pictures beside it?"""
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from preresnet.study import figures, report
+from preresnet.study.content import Row, Run, Study
+from preresnet.study.figures import MARK, Picture
+from preresnet.train import checkpoint, curves
+
+PAGE_FILE, FIGURES_FOLDER = "report.html", "figures"
+NOTHING, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+_WORDS = {"done": "finished", "failed": "failed", "running": "not finished", "waiting": "not started"}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One trained network of a row, closely: its run and the pictures of its answers."""
+
+    run: Run
+    pictures: dict[str, Picture]
+    recipe: dict[str, str]
+    commands: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A study with its pictures, by the names of its rows."""
+
+    study: Study
+    ident: str
+    curves: dict[str, Picture]
+    trained: dict[str, Trained]
+
+
+def write(folders: Sequence[Path], out: Path | None = None) -> tuple[Path, Path, int]:
+    """Write the report of folders: one HTML page, and its pictures as PNG and SVG in ``figures`` beside it.
+
+    The page needs nothing but itself. The same folders give the same bytes.
+
+    Args:
+        folders: of studies (``study.json``) and of runs.
+        out: the page; ``report.html`` in the first folder by default.
+
+    Returns:
+        The page, the folder of the pictures, and how many pictures there are.
+
+    Raises:
+        ValueError: a folder holds neither, or a file in the way was not written by a report. Nothing was written.
+    """
+    studies = report.gather(folders)
+    out = out or folders[0] / PAGE_FILE
+    figures.require_ours(out)
+    shown = list(_shown(studies))
+    pictures = [picture for one in shown for picture in _pictures(one)]
+    figures.write(pictures, out.parent / FIGURES_FOLDER)
+    text = _render(shown, folders)
+    checkpoint.write_atomically(out, lambda path: path.write_text(text, encoding="utf-8"))
+    return out, out.parent / FIGURES_FOLDER, len(pictures)
+
+
+def _shown(studies: Sequence[Study]) -> Iterator[Shown]:
+    taken: set[str] = set()
+    for study in studies:
+        ident = _slug(study.study)
+        while ident in taken:
+            ident += "-again"
+        taken.add(ident)
+        yield Shown(study, ident, _curves(study, ident), _trained(study, ident))
+
+
+def _curves(study: Study, ident: str) -> dict[str, Picture]:
+    """A picture a row, beside the original where the study has it; the original alone where it stands beside none."""
+    beside = {row.row: study.beside(row) for row in study.rows}
+    with_lines = {row.row: any(run.lines for run in row.runs) for row in study.rows}
+    shown_beside = {other.row for name, other in beside.items() if other is not None and with_lines[name]}
+    found = {}
+    for row in study.rows:
+        if with_lines[row.row] and row.row not in shown_beside:
+            other = beside[row.row]
+            other = other if other is not None and with_lines[other.row] else None
+            found[row.row] = figures.training(f"{ident}-{_slug(row.row)}-curves", row, other)
+    return found
+
+
+def _trained(study: Study, ident: str) -> dict[str, Trained]:
+    found = {}
+    for row in study.rows:
+        run = row.middle
+        if run is None or not run.result:
+            continue
+        pictures = {}
+        if run.evaluation is not None:
+            name, label = f"{ident}-{_slug(row.row)}", f"{row.label}, seed {run.seed}"
+            pictures = {
+                "classes": figures.by_class(f"{name}-classes", label, run.evaluation),
+                "confusion": figures.confusion(f"{name}-confusion", label, run.evaluation),
+                "calibration": figures.calibration(f"{name}-calibration", label, run.evaluation),
+            }
+        commands = dict.fromkeys(one.result["command"] for one in row.runs if one.result.get("command"))
+        found[row.row] = Trained(run, pictures, report.flat(run.result.get("recipe") or {}), tuple(commands))
+    return found
+
+
+def _pictures(shown: Shown) -> Iterator[Picture]:
+    yield from shown.curves.values()
+    for trained in shown.trained.values():
+        yield from trained.pictures.values()
+
+
+def _render(shown: Sequence[Shown], folders: Sequence[Path]) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"pct": _pct, "signed": _signed, "number": _number}
+    environment.filters |= {"words": _WORDS.__getitem__, "split": curves.split_words, "quoted": _quoted}
+    environment.globals |= {"points": _points, "summary": _summary, "machines": _machines, "mistakes": _mistakes}
+    titles = [one.study.title for one in shown]
+    template = environment.get_template("report.html.j2")
+    return template.render(shown=shown, title="; ".join(titles), folders=[str(place) for place in folders], mark=MARK)
+
+
+def _summary(study: Study) -> str:
+    """What was run, in a sentence or two."""
+    runs = [run for row in study.rows for run in row.runs]
+    counts = {word: sum(run.status == status for run in runs) for status, word in _WORDS.items()}
+    data = ", ".join(dict.fromkeys(row.data for row in study.rows))
+    steps = sorted({run.result["steps"] for run in runs if "steps" in run.result})
+    length = f", {' or '.join(f'{one:,}' for one in steps)} steps each" if steps else ""
+    told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    return (
+        f"{_count(len(study.rows), 'row')} on {data}, {_count(len(runs), 'run')} in all{length}: {told}. "
+        f"Every error is that of a run's last step."
+    )
+
+
+def _machines(study: Study) -> list[str]:
+    """Hardware and versions of the runs, each once."""
+    found = []
+    for run in (run for row in study.rows for run in row.runs):
+        versions = run.result.get("versions", {})
+        words = [run.result.get("device", ""), run.result.get("precision", "")]
+        words += [f"{name} {value}" for name, value in versions.items() if value]
+        found.append(", ".join(word for word in words if word))
+    return [one for one in dict.fromkeys(found) if one]
+
+
+def _points(rows: Sequence[Row]) -> list[list[float | None]]:
+    """What curves show, as a table: step, then median loss and error of each row, where any error was measured."""
+    columns = []
+    for row in rows:
+        seeds = [curves.measured(run.lines) for run in row.runs if run.lines]
+        done = [curves.measured(run.lines) for run in row.runs if run.lines and run.status == "done"]
+        columns += [dict(curves.median([getattr(seed, name) for seed in done or seeds])) for name in ("loss", "error")]
+    steps = sorted({step for column in columns[1::2] for step in column})
+    return [[step, *(column.get(step) for column in columns)] for step in steps]
+
+
+def _mistakes(evaluation: dict[str, Any], most: int = 50) -> list[tuple[str, str, int]]:
+    """True class, answer and number of images, most frequent first."""
+    names = [entry["name"] for entry in evaluation["classes"]]
+    found = [
+        (names[true], names[answer], count)
+        for true, counts in enumerate(evaluation["confusion"])
+        for answer, count in enumerate(counts)
+        if count and true != answer
+    ]
+    return sorted(found, key=lambda mistake: -mistake[2])[:most]
+
+
+def _pct(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.2f}"
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
+
+
+def _signed(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:+.2f}".replace("-", MINUS)
+
+
+def _number(value: float | None, digits: int = 0) -> str:
+    return NOTHING if value is None else f"{value:,.{digits}f}"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-") or "study"

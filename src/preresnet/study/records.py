@@ -1,0 +1,147 @@
+"""Which evidence of a study is committed, and which table of results follows from it?
+
+``records/<study>/<row>/seed<k>.json`` is the ``result.json`` of a run (``diverged.json`` where its loss was not
+finite); a shortened study has a folder that says so.
+"""
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+from preresnet.paper.recipes import recipe
+from preresnet.paper.studies import STUDIES
+from preresnet.paper.tables import ROWS
+from preresnet.recipe import Recipe
+from preresnet.spec import from_json
+from preresnet.study.runs import DIVERGED_FILE
+from preresnet.train.folder import RESULT_FILE
+
+SCALED = "-scaled-"
+START, END = "<!-- results: generated from records/ by tests/test_records.py --write -->", "<!-- end of results -->"
+
+
+def group(found: dict[str, Any]) -> str:
+    """The folder of a study's records: its name, and how it was shortened."""
+    scale = found["scale"]
+    return found["study"] + (SCALED + "-".join(f"{name}{value}" for name, value in scale.items()) if scale else "")
+
+
+def keep(out: Path, found: dict[str, Any], records: Path) -> tuple[list[Path], list[Path]]:
+    """Copy the results of a study's finished runs.
+
+    Args:
+        out: folder of the study.
+        found: its manifest.
+        records: folder that holds all records.
+
+    Returns:
+        What was written, and what was left alone because another result is already there.
+    """
+    written, different = [], []
+    for row in found["rows"]:
+        for run in row["runs"]:
+            folder = out / run["folder"]
+            source = folder / (RESULT_FILE if run["status"] == "done" else DIVERGED_FILE)
+            if run["status"] not in ("done", "failed") or not source.is_file():
+                continue
+            place = records / group(found) / row["row"] / f"seed{run['seed']}.json"
+            text = source.read_text()
+            if place.is_file():
+                if place.read_text() != text:
+                    different.append(place)
+                continue
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(text)
+            written.append(place)
+    return written, different
+
+
+def results(records: Path) -> str:
+    """The tables of results in Markdown: runs at full length beside what was printed, and apart those shortened.
+
+    Args:
+        records: folder that holds all records; links are relative to the folder that it lies in.
+    """
+    groups = sorted(
+        {path.parent.parent for path in records.glob("*/*/seed*.json")},
+        key=lambda folder: (SCALED in folder.name, folder.name not in STUDIES, folder.name),
+    )
+    full = ["| run | printed % | ours % | seeds | steps | training of one | machine | records |", _rule(8)]
+    short = ["| run | shortened to | ours % | seeds | training of one | machine | records |", _rule(7)]
+    for folder in groups:
+        for row in _in_order(folder):
+            paths = sorted(row.glob("seed*.json"), key=lambda path: int(path.stem.removeprefix("seed")))
+            runs = [json.loads(path.read_text()) for path in paths]
+            links = ", ".join(f"[{path.stem}]({path.relative_to(records.parent).as_posix()})" for path in paths)
+            name = f"`{_base(runs[0])}`"
+            shared = [_errors(runs), str(len(runs))]
+            end = [_time(runs), _machines(runs), links]
+            if SCALED in folder.name:
+                study, _, words = folder.name.partition(SCALED)
+                words = re.sub(r"([a-z]+)(\d+)-?", r"\1 \2, ", words).rstrip(", ")
+                short.append(_line([f"{study}: {name}", words, *shared, *end]))
+            else:
+                steps = sorted({run["recipe"]["schedule"]["steps"] for run in runs})
+                where = f"{folder.name}: {name}"
+                full.append(_line([where, _printed(runs), *shared, "/".join(f"{n:,}" for n in steps), *end]))
+    parts = ["\n".join(full)]
+    if len(short) > 2:
+        parts.append("Shortened runs, never to be compared with a printed number:")
+        parts.append("\n".join(short))
+    return "\n\n".join(parts) + "\n"
+
+
+def _in_order(folder: Path) -> list[Path]:
+    order = {row.recipe.replace("/", "-"): place for place, row in enumerate(ROWS)}
+    return sorted(
+        (row for row in folder.iterdir() if any(row.glob("seed*.json"))),
+        key=lambda row: (order.get(row.name, len(order)), row.name),
+    )
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _rule(columns: int) -> str:
+    return "|" + "---|" * columns
+
+
+def _base(run: dict[str, Any]) -> str:
+    return run["name"].split(",")[0]
+
+
+def _printed(runs: list[dict[str, Any]]) -> str:
+    """The paper's number, where every run was made by the paper's recipe."""
+    rows = [row for row in ROWS if row.recipe == _base(runs[0])]
+    if not rows or any(from_json(Recipe, json.dumps(run["recipe"])) != recipe(rows[0].recipe) for run in runs):
+        return ""
+    return "fail" if rows[0].error_pct is None else f"{rows[0].error_pct:.2f}"
+
+
+def _errors(runs: list[dict[str, Any]]) -> str:
+    errors = [run["error_pct"] for run in runs]
+    finite = [error for error in errors if error is not None]
+    if len(finite) < len(errors):
+        return f"{len(errors) - len(finite)} of {len(errors)} diverged" + (
+            f", others {', '.join(f'{error:.2f}' for error in finite)}" if finite else ""
+        )
+    if len(errors) == 1:
+        return f"{errors[0]:.2f}"
+    spread = f"{statistics.mean(errors):.2f} ± {statistics.stdev(errors):.2f}"
+    return f"median {statistics.median(errors):.2f} ({spread})"
+
+
+def _time(runs: list[dict[str, Any]]) -> str:
+    seconds = [run["train_seconds"] for run in runs if "train_seconds" in run]
+    if not seconds:
+        return ""
+    middle = statistics.median(seconds)
+    hours, minutes = int(middle // 3600), int(middle % 3600 // 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {int(middle % 60)} s"
+
+
+def _machines(runs: list[dict[str, Any]]) -> str:
+    return "; ".join(dict.fromkeys(f"{run['device']}, {run['precision']}" for run in runs))

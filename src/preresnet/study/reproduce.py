@@ -1,0 +1,186 @@
+"""How is a study done, stopped and continued without losing or repeating a run?"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+import preresnet.device as devices
+from preresnet.data import sets
+from preresnet.model.memory import Plan as MemoryPlan
+from preresnet.recipe import Recipe
+from preresnet.study import executors, manifest
+from preresnet.study.plan import Plan, run_folder
+from preresnet.study.runs import Job, Outcome, kept, step
+from preresnet.train import folder
+
+
+class InterruptedStudyError(Exception):
+    """Ctrl-C or SIGTERM ended a study after its runs were saved."""
+
+    def __init__(self, signal_number: int, out: Path) -> None:
+        super().__init__(f"stopped; the runs are saved in {out}. The same command continues")
+        self.exit_code = 128 + signal_number
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where and how the runs of a study are done.
+
+    Args:
+        out: folder of the study.
+        data_root: folder of the official files; None downloads.
+        executor: ``local`` or ``ray``.
+        jobs: runs at a time on one device.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        memory: plan of each run.
+        command: that started it, for records.
+    """
+
+    out: Path
+    data_root: Path | None = None
+    executor: executors.Executor = "local"
+    jobs: int = 1
+    device: str = "auto"
+    memory: Literal["auto"] | MemoryPlan = "auto"
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Who is told how a study goes; each does nothing by default.
+
+    Args:
+        begin: the runs that are to be done.
+        moved: a run has come to a step.
+        ended: what became of a run.
+    """
+
+    begin: Callable[[Sequence[Job]], None] = lambda jobs: None
+    moved: Callable[[Job, int], None] = lambda job, step: None
+    ended: Callable[[Job, Outcome], None] = lambda job, outcome: None
+
+
+def reproduce(plan: Plan, seeds: int, settings: Settings, progress: Progress | None = None) -> dict[str, Any]:
+    """Do the runs of a study that are not done yet, and compute what they say.
+
+    Finished runs are kept; others continue from their checkpoints. A run that fails does not stop the others, and is
+    tried again next time; one whose loss was not finite is a result (the paper's "fail") and is not.
+
+    Args:
+        plan: from `preresnet.study.plan`.
+        seeds: runs a row, with the seeds from 0.
+        settings: where and how.
+        progress: who is told.
+
+    Returns:
+        The content of ``study.json``.
+
+    Raises:
+        ValueError: bad input; nothing was changed.
+        InterruptedStudyError: a signal ended it.
+    """
+    progress = progress or Progress()
+    out = settings.out.absolute()
+    for name, value in (("seeds", seeds), ("jobs", settings.jobs)):
+        if value < 1:
+            raise ValueError(f"--{name} {value}; it must be 1 or more")
+    recipes = _trainable(plan)
+    found = manifest.open_study(out, plan, range(seeds), settings.command)
+    if settings.executor == "local":
+        devices.choose(settings.device)
+    else:
+        executors.require_ray()
+    for recipe in {recipe.data: recipe for recipe in recipes}.values():
+        # read here once: a missing file is bad input, and a download must not be done by several processes
+        sets.load(recipe.data, settings.data_root)
+    known = out / ".locks"
+    known.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(known / "study.lock", timeout=0):
+            return _do(plan, seeds, settings, found, out, progress)
+    except Timeout:
+        raise ValueError(f"another command works at {out}; end it first, or give another --out") from None
+
+
+def _trainable(plan: Plan) -> list[Recipe]:
+    """The recipes of a plan, with networks and data sets that exist."""
+    missing = {row.data for row in plan.rows if row.recipe is None}
+    if missing:
+        raise ValueError(
+            f"{plan.study} cannot be run: training on {', '.join(missing)} is not there yet. --dry-run shows its runs"
+        )
+    found = [row.recipe for row in plan.rows if row.recipe]
+    for recipe in found:
+        num_classes, in_channels, _ = sets.SHAPES[recipe.data.name]
+        folder.resolve_network(recipe, num_classes, in_channels)
+    return found
+
+
+def _jobs(plan: Plan, seeds: int, settings: Settings, out: Path) -> list[Job]:
+    """All runs of a plan, the first seed of every row before the second of any: a table is whole early."""
+    scale = f", shortened: {plan.scale}" if plan.scale else ""
+    jobs = []
+    for seed in range(seeds):
+        for row in plan.rows:
+            assert row.recipe is not None
+            request = folder.Request(
+                recipe=row.recipe,
+                out=run_folder(out, row, seed),
+                seed=seed,
+                data_root=settings.data_root and settings.data_root.absolute(),
+                device=settings.device,
+                resume=True,
+                memory=settings.memory,
+                name=row.base + scale,
+                command=row.train_command(seed),
+            )
+            jobs.append(Job(row.name, request, out))
+    return jobs
+
+
+def _do(
+    plan: Plan, seeds: int, settings: Settings, found: dict[str, Any], out: Path, progress: Progress
+) -> dict[str, Any]:
+    due = []
+    for job in _jobs(plan, seeds, settings, out):
+        outcome = kept(job.request)
+        manifest.note(found, job.row, job.request.seed, outcome or Outcome("stopped"))
+        if outcome is None:
+            due.append(job)
+    manifest.refresh(out, found)
+    manifest.write(out, found)
+    steps = {job.name: step(job) for job in due}
+    unfinished = {job.name: job for job in due}
+    running: set[str] = set()
+
+    def report(job: Job, outcome: Outcome) -> None:
+        unfinished.pop(job.name)
+        manifest.note(found, job.row, job.request.seed, outcome)
+        manifest.refresh(out, found)
+        manifest.write(out, found)
+        progress.ended(job, outcome)
+
+    def tick() -> None:
+        for name, job in unfinished.items():
+            now = step(job)
+            if now == steps[name]:
+                continue
+            steps[name] = now
+            progress.moved(job, now)
+            if name not in running:
+                running.add(name)
+                manifest.note(found, job.row, job.request.seed, None)
+                manifest.write(out, found)
+
+    progress.begin(due)
+    execute = executors.local if settings.executor == "local" else executors.on_ray
+    stopped = execute(due, settings.jobs, report, tick) if due else 0
+    for job in unfinished.values():
+        manifest.note(found, job.row, job.request.seed, Outcome("stopped"))
+    manifest.write(out, found)
+    if stopped:
+        raise InterruptedStudyError(stopped, settings.out)
+    return found

@@ -1,0 +1,157 @@
+"""How is one run of a study done once, whoever else tries to do it too?"""
+
+import json
+import os
+import platform
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+import preresnet.device as devices
+from preresnet.data import sets
+from preresnet.recipe import Recipe
+from preresnet.spec import from_json, to_json
+from preresnet.study.content import STUDY_FILE
+from preresnet.train import folder, runlog, trainer
+from preresnet.train.checkpoint import write_atomically
+
+DIVERGED_FILE = "diverged.json"
+LOCK_WAIT_S = 300.0  # a worker whose node was lost notices that within this time, or its lock dies with it
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a study.
+
+    Args:
+        row: name of its row.
+        request: what to do, with ``resume``; paths are absolute.
+        study: folder of the study.
+        threads: that may compute on a CPU; None leaves it to PyTorch.
+    """
+
+    row: str
+    request: folder.Request
+    study: Path
+    threads: int | None = None
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.row} seed {self.request.seed}"
+
+    @property
+    def lock(self) -> Path:
+        """The file that the one worker of this run holds."""
+        return self.study / ".locks" / f"{self.request.out.parent.name}-seed{self.request.seed}.lock"
+
+    @property
+    def log(self) -> Path:
+        """Who worked at this run, and what it printed."""
+        return self.study / ".logs" / f"{self.request.out.parent.name}-seed{self.request.seed}.log"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run.
+
+    Args:
+        status: ``done``; ``diverged``: the loss was not finite, which is a result too; ``failed``: anything else;
+            ``stopped``: by a signal, after a checkpoint.
+        error_pct: at the last step, of a run that is done.
+        message: what went wrong.
+    """
+
+    status: Literal["done", "diverged", "failed", "stopped"]
+    error_pct: float | None = None
+    message: str = ""
+
+
+def kept(request: folder.Request) -> Outcome | None:
+    """The outcome of a run that was finished before; None where it was not, or where something else lies there."""
+    for file in (folder.RESULT_FILE, DIVERGED_FILE):
+        path = request.out / file
+        if not path.is_file():
+            continue
+        found = json.loads(path.read_text())
+        num_classes, in_channels, _ = sets.SHAPES[request.recipe.data.name]
+        spec = json.loads(to_json(folder.resolve_network(request.recipe, num_classes, in_channels)))
+        same = from_json(Recipe, json.dumps(found["recipe"])) == request.recipe and found["network"] == spec
+        if same and found["seed"] == request.seed:
+            return Outcome(
+                "diverged" if file == DIVERGED_FILE else "done", found["error_pct"], found.get("message", "")
+            )
+    return None
+
+
+def work(job: Job) -> Outcome:
+    """Do a run, or continue it, or find it done; never together with another worker.
+
+    The lock is the operating system's (flock): it ends with the process that holds it, however that dies. Whoever gets
+    it looks first whether the run is finished, so that a run given out twice is done once.
+    """
+    if not (job.study / STUDY_FILE).is_file():
+        return Outcome(
+            "failed",
+            message=f"{job.study} is not visible on {platform.node()}; give an --out that all machines share",
+        )
+    for path in (job.lock, job.log):
+        path.parent.mkdir(exist_ok=True)
+    lock = FileLock(job.lock)
+    try:
+        with lock.acquire(timeout=LOCK_WAIT_S):
+            found = kept(job.request)
+            if found is None:
+                _note(job, f"start at step {step(job)}")
+                found = _train(job)
+                _note(job, found.status + (f": {found.message}" if found.message else ""))
+            return found
+    except Timeout:
+        return Outcome("failed", message=f"another process still works at {job.request.out}; end it first")
+
+
+def step(job: Job) -> int:
+    """The last step that a run has logged."""
+    lines = runlog.read(job.request.out)
+    return lines[-1]["step"] if lines else 0
+
+
+def _train(job: Job) -> Outcome:
+    try:
+        result = trainer.train(job.request)
+        return Outcome("done", result["error_pct"])
+    except trainer.InterruptedRunError as error:
+        return Outcome("stopped", message=str(error).split(". ")[0])
+    except trainer.NotFiniteError as error:
+        message = str(error).split("; ")[0]
+        _write_diverged(job.request, message)
+        return Outcome("diverged", message=message)
+    except Exception as error:  # whatever it is, the other runs go on
+        traceback.print_exc()
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        known = isinstance(error, ValueError | OSError)
+        return Outcome("failed", message=words[0] if known else f"{type(error).__name__}: {words[0]}")
+
+
+def _write_diverged(request: folder.Request, message: str) -> None:
+    """What ``result.json`` would say, for a run that has no error to report: the paper's "fail"."""
+    device = devices.choose(request.device)
+    content: dict[str, Any] = {
+        "error_pct": None,
+        "message": message,
+        "seed": request.seed,
+        **folder.provenance(request, device, devices.resolve(request.recipe.precision, device)),
+        "recipe": json.loads(to_json(request.recipe)),
+        "network": json.loads((request.out / folder.NETWORK_FILE).read_text()),
+    }
+    text = json.dumps(content, indent=1) + "\n"
+    write_atomically(request.out / DIVERGED_FILE, lambda path: path.write_text(text))
+
+
+def _note(job: Job, words: str) -> None:
+    with open(job.log, "a") as file:
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {platform.node()} process {os.getpid()}: {words}\n")

@@ -1,0 +1,105 @@
+"""Which runs make up a grid over any fields of a recipe?"""
+
+import itertools
+import json
+from dataclasses import asdict, fields
+from typing import Any
+
+from preresnet.recipe import Recipe
+from preresnet.spec import from_json
+from preresnet.study.plan import Plan, PlannedRow, train_options
+
+
+def of_sweep(name: str, base: Recipe, vary: tuple[str, ...]) -> Plan:
+    """Every combination of the values of some fields of a recipe.
+
+    Args:
+        name: of the recipe, or the file it was read from.
+        base: the recipe.
+        vary: ``field=value,value``, each field once; a field is named as the option of `preresnet train` is, or by its
+            last part where that is enough. A single value changes the recipe of every row.
+
+    Raises:
+        ValueError: no such field, or a value that it does not take.
+    """
+    if not vary:
+        raise ValueError("nothing to vary; give for example --vary schedule.lr=0.05,0.1")
+    grid: dict[str, list[Any]] = {}
+    for text in vary:
+        field, values = _parse_vary(text)
+        if field in grid:
+            raise ValueError(f"--vary names {field} twice; give all of its values at once, separated by commas")
+        grid[field] = values
+    shown = [field for field, values in grid.items() if len(values) > 1] or list(grid)
+    rows = []
+    for values in itertools.product(*grid.values()):
+        point = dict(zip(grid, values, strict=True))
+        content = asdict(base)
+        for field, value in point.items():
+            *path, last = field.split(".")
+            inner = content
+            for part in path:
+                inner = inner[part]
+            inner[last] = value
+        made = from_json(Recipe, json.dumps(content))
+        words = {field: _word(point[field]) for field in shown}
+        row = "_".join(f"{field}={word}" for field, word in words.items()).replace("/", "-").replace(" ", "")
+        rows.append(
+            PlannedRow(
+                name=row,
+                label=", ".join(f"{field} = {word}" for field, word in words.items()),
+                base=name,
+                network=made.network,
+                data=made.data.name,
+                recipe=made,
+                folder=row,
+                paper=None,
+                command=train_options(name, base, made),
+            )
+        )
+    if len({row.name for row in rows}) < len(rows):
+        raise ValueError(f"--vary {' '.join(vary)}: the same value is given twice")
+    fixed = "".join(f", {field} = {_word(values[0])}" for field, values in grid.items() if field not in shown)
+    return Plan("sweep", f"Sweep of {name} over {', '.join(shown)}{fixed}", None, tuple(rows))
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _parse_vary(text: str) -> tuple[str, list[Any]]:
+    given, sign, values = text.partition("=")
+    if not sign or not values:
+        raise ValueError(f"--vary {text}: give a field and its values, for example schedule.lr=0.05,0.1")
+    field = resolve_field(given.strip().replace("-", "_"))
+    try:
+        return field, json.loads(f"[{values}]")
+    except json.JSONDecodeError:  # words, such as the names of networks
+        return field, [value.strip() for value in values.split(",")]
+
+
+def recipe_fields() -> list[str]:
+    """Every field of a recipe, as the options of `preresnet train` name it."""
+    found = []
+    for field in fields(Recipe):
+        kind: Any = field.type
+        inner = [inner.name for inner in fields(kind)] if hasattr(kind, "__dataclass_fields__") else []
+        found += [f"{field.name}.{name}" for name in inner] or [field.name]
+    return found
+
+
+def resolve_field(given: str) -> str:
+    """The full name of a field.
+
+    Raises:
+        ValueError: no such field, or several that end like that.
+    """
+    known = recipe_fields()
+    if given in known:
+        return given
+    same = [name for name in known if name.split(".")[-1] == given.split(".")[-1]]
+    if len(same) == 1:  # lr; also optim.lr, which other programs call it
+        return same[0]
+    if same:
+        raise ValueError(f"--vary {given}: that is {' or '.join(same)}; give the whole name")
+    raise ValueError(f"--vary {given}: no such field of a recipe; there are {', '.join(known)}")

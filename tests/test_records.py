@@ -1,0 +1,105 @@
+"""README's results are those of the records. ``python tests/test_records.py --write`` makes them anew."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from preresnet.study import records
+from preresnet.study.runs import DIVERGED_FILE
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+
+
+def block(text: str) -> tuple[int, int]:
+    """Where the generated part of README starts and ends."""
+    return text.index(records.START) + len(records.START), text.index(records.END)
+
+
+def test_the_results_in_the_readme_are_the_records() -> None:
+    text = README.read_text()
+    start, end = block(text)
+    words = "python tests/test_records.py --write makes them agree"
+    assert text[start:end].strip() == records.results(ROOT / "records").strip(), words
+
+
+def test_every_record_of_a_run_holds_what_repeats_it() -> None:
+    paths = sorted((ROOT / "records").glob("*/*/seed*.json"))
+    assert paths
+    for path in paths:
+        found = json.loads(path.read_text())
+        assert found["command"].startswith("preresnet ")
+        assert f"seed{found['seed']}" == path.stem
+        assert {"recipe", "network", "device", "versions", "name"} <= found.keys()
+
+
+@pytest.fixture
+def known() -> dict[str, Any]:
+    path = ROOT / "records" / "small" / "cifar10-resnet20-preact" / "seed0.json"
+    return json.loads(path.read_text())
+
+
+def put(folder: Path, known: dict[str, Any], place: str, **changes: Any) -> None:
+    path = folder / "records" / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(known | changes))
+
+
+def of_network(known: dict[str, Any], network: str) -> dict[str, Any]:
+    return {"name": f"cifar10/{network}", "recipe": known["recipe"] | {"network": network}}
+
+
+def test_full_and_shortened_results_are_apart(tmp_path: Path, known: dict[str, Any]) -> None:
+    preact = of_network(known, "resnet110-preact")
+    for seed, error in enumerate((6.3, 6.5, 6.4)):
+        put(tmp_path, known, f"table2/cifar10-resnet110-preact/seed{seed}.json", **preact, error_pct=error)
+    short = preact | {"name": preact["name"] + ", shortened: steps=2000", "error_pct": 30.0}
+    put(tmp_path, known, "table2-scaled-steps2000-batch64/cifar10-resnet110-preact/seed0.json", **short)
+    plain = of_network(known, "resnet110-plain") | {"error_pct": None, "message": "the loss was nan at step 7"}
+    put(tmp_path, known, "table1/cifar10-resnet110-plain/seed0.json", **plain)
+    changed = preact | {"recipe": preact["recipe"] | {"global_batch": 64}, "error_pct": 7.0}
+    put(tmp_path, known, "own/cifar10-resnet110-preact/seed0.json", **changed)
+
+    full, _, shortened = records.results(tmp_path / "records").partition("Shortened runs")
+    rows = [line.strip("| ").split(" | ") for line in full.splitlines() if "`" in line]
+    assert [row[0] for row in rows] == [
+        "table1: `cifar10/resnet110-plain`",
+        "table2: `cifar10/resnet110-preact`",
+        "own: `cifar10/resnet110-preact`",
+    ]
+    assert rows[0][1:4] == ["fail", "1 of 1 diverged", "1"]
+    assert rows[1][1:5] == ["6.37", "median 6.40 (6.40 ± 0.10)", "3", "64,000"]
+    assert rows[2][1:3] == ["", "7.00"]  # another recipe than the paper's: nothing printed belongs beside it
+    assert "records/table2/cifar10-resnet110-preact/seed2.json" in rows[1][-1]
+    assert "| table2: `cifar10/resnet110-preact` | steps 2000, batch 64 | 30.00 | 1 |" in shortened
+    assert "6.37" not in shortened
+
+
+def test_records_are_copied_once(tmp_path: Path) -> None:
+    out, place = tmp_path / "study", tmp_path / "records"
+    runs = []
+    for seed, (status, file) in enumerate(
+        [("done", "result.json"), ("failed", DIVERGED_FILE), ("failed", ""), ("waiting", "")]
+    ):
+        folder = out / "a" / f"seed{seed}"
+        folder.mkdir(parents=True)
+        if file:
+            (folder / file).write_text(f'{{"seed": {seed}}}')
+        runs.append({"seed": seed, "folder": f"a/seed{seed}", "status": status})
+    found = {"study": "table1", "scale": {"steps": 10, "depth": 20}, "rows": [{"row": "a", "runs": runs}]}
+    folder = place / "table1-scaled-steps10-depth20" / "a"
+    written = [folder / "seed0.json", folder / "seed1.json"]
+    assert records.keep(out, found, place) == (written, [])
+    assert records.keep(out, found, place) == ([], [])
+    written[0].write_text("another result")
+    assert records.keep(out, found, place) == ([], [written[0]])
+    assert written[0].read_text() == "another result"
+
+
+if __name__ == "__main__" and "--write" in sys.argv:
+    text = README.read_text()
+    start, end = block(text)
+    README.write_text(text[:start] + "\n" + records.results(ROOT / "records") + text[end:])
