@@ -14,7 +14,7 @@ from preresnet.cli import main
 from preresnet.data import augment, sets
 from preresnet.data.loaders import TrainingBatches
 from preresnet.recipe import Recipe
-from preresnet.study import pictures, series, verdict
+from preresnet.study import heatmaps, pictures, series, verdict
 from preresnet.study.probe import Probe, probe
 from preresnet.train import runlog, watch
 from preresnet.train.folder import Request
@@ -93,7 +93,8 @@ def test_a_resumed_run_continues_its_series(run: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(TrainingBatches, "at", at)
     train(Request(small(), folder, seed=3, resume=True), series.watch(6))
     assert [line["step"] for line in watch.read(folder)] == [0, 3, 6, 9, 12, 18, 20]
-    assert watch.read(folder)[-1] == watch.read(run)[-1]
+    ends = [{key: value for key, value in watch.read(one)[-1].items() if key != "seconds"} for one in (folder, run)]
+    assert ends[0] == ends[1]
 
 
 def test_train_by_command_draws_the_heat_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,8 +106,104 @@ def test_train_by_command_draws_the_heat_maps(tmp_path: Path, capsys: pytest.Cap
     assert [line["step"] for line in watch.read(folder)] == [0, 2, 4]
     assert "probes took" in capsys.readouterr().err
     assert call("train", "digits/resnet20-preact", "--out", str(tmp_path / "b"), "--probe-every", "0", *tiny) == 2
-    assert "probe-every 0; it must be 1 or more" in capsys.readouterr().err
+    assert "probe-every 0; it must be 1 or more, or auto" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
+
+
+class Clock:
+    """Time that passes only where a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def watched(
+    folder: Path, clock: Clock, cost: float, steps: int = 1000, stop: int = 1000, start: int = 0
+) -> watch.Watching:
+    """Steps of a second each, and probes that take ``cost`` seconds."""
+
+    def measure(*_: object) -> dict[str, Any]:
+        clock.now += cost
+        return {}
+
+    model = preresnet.create_model("resnet8-preact", in_channels=1, seed=0)
+    data = sets.load(small().data, None).train
+    normalisation = augment.fit(data.pixels, small().data)
+    every = watch.Watch("auto", lambda depth: 4, measure)
+    found = watch.Watching(
+        every, folder, model, data, normalisation, start=start, last=steps, trained=float(start), say=print
+    )
+    for step in range(start, stop + 1):
+        if step > start or step == 0:
+            clock.now += step > 0
+            found.look(step)
+    return found
+
+
+@pytest.mark.parametrize("cost", [0.01, 0.4, 3.0, 9.9])
+def test_auto_keeps_probes_within_3_per_cent_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cost: float
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(watch, "time", clock)
+    found = watched(tmp_path, clock, cost)
+    steps = [line["step"] for line in watch.read(tmp_path)]
+    assert steps[0] == 0
+    assert steps[-1] == 1000
+    assert found.seconds == pytest.approx(cost * len(steps))
+    assert found.seconds <= watch.SHARE * (1000 + found.seconds)
+    most = int(watch.SHARE * 1000 / (1 - watch.SHARE) / cost)
+    assert min(most, watch.MOST_LINES + 1) - 1 <= len(steps) <= watch.MOST_LINES + 1
+
+
+def test_auto_in_a_short_run_probes_its_start_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(watch, "time", clock)
+    watched(tmp_path, clock, 100.0)
+    assert [line["step"] for line in watch.read(tmp_path)] == [0]
+
+
+def test_auto_goes_on_with_what_was_spent_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(watch, "time", clock)
+    for name in ("once", "twice"):
+        (tmp_path / name).mkdir()
+    watched(tmp_path / "once", clock, 3.0)
+    watched(tmp_path / "twice", clock, 3.0, stop=455)
+    clock.now += 1e6  # nobody trained meanwhile
+    watched(tmp_path / "twice", clock, 3.0, start=455)
+    assert watch.read(tmp_path / "twice") == watch.read(tmp_path / "once")
+
+
+def test_a_network_that_cannot_be_measured_does_not_end_the_run(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def measure(*_: object) -> dict[str, Any]:
+        raise ValueError("the loss is nan")
+
+    data = sets.load(small().data, None).train
+    normalisation = augment.fit(data.pixels, small().data)
+    model = preresnet.create_model("resnet8-preact", in_channels=1, seed=0)
+    found = watch.Watching(
+        watch.Watch(5, lambda depth: 4, measure),
+        tmp_path,
+        model,
+        data,
+        normalisation,
+        start=0,
+        last=10,
+        trained=0.0,
+        say=said.append,
+    )
+    for step in range(11):
+        found.look(step)
+    assert said == [f"step {step} was not probed: the loss is nan" for step in (0, 5, 10)]
+    assert watch.read(tmp_path) == []
+    series.draw(tmp_path)
+    assert not (tmp_path / "probe.png").exists()
 
 
 # --- the command ---------------------------------------------------------------------------------------------------
@@ -155,14 +252,14 @@ def test_svg_and_other_pictures(tmp_path: Path) -> None:
     found = probe(preresnet.create_model("resnet8-plain", seed=0), torch.randn(3, 3, 8, 8)).as_dict()
     pictures.draw({"plain": found}, tmp_path / "a.svg")
     assert (tmp_path / "a.svg").read_text().lstrip().startswith("<?xml")
-    pictures.draw_products({"plain": found}, tmp_path / "b.png")
+    pictures.draw_lines({"plain": found}, ("factor", "straight"), tmp_path / "b.png")
     runs = [{"first": "stages.0.units.0", "from_first": [1e-8, 1e-7, None]}]
     pictures.draw_pairs({"one": runs, "two": runs}, tmp_path / "d.png")
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("a.svg", "b.png", "d.png"))
     with pytest.raises(ValueError, match=r"a picture is .png or .svg"):
         pictures.draw({"plain": found}, tmp_path / "a.pdf")
     with pytest.raises(ValueError, match="nothing was probed in this run"):
-        pictures.draw_series({"run": []}, tmp_path / "c.png")
+        heatmaps.write({"run": []}, tmp_path / "c.png")
 
 
 # --- the verdict ---------------------------------------------------------------------------------------------------

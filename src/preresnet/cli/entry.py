@@ -97,9 +97,9 @@ class Train:
     """What the backward pass recomputes to save memory; results are the same. auto: the least that fits."""
     holdout: int | None = None
     """Train on all but N training images and evaluate on those, never on the test set (data.holdout)."""
-    probe_every: int | None = None
-    """Probe the network every N steps, into probe.jsonl and probe.png of the run; the result stays the same. With 1000
-    it takes less than 3 % of the time."""
+    probe_every: int | Literal["auto"] | None = None
+    """Probe the network every N steps, into probe.jsonl and probe.png of the run; the result stays the same. auto: as
+    often as 3 % of the run's time allow, 100 times at most."""
     recipe: Annotated[Recipe, arg(name="")] = ANY_RECIPE
 
     def run(self) -> int:

@@ -1,15 +1,13 @@
-"""How does a probe look: norms, gradient parts and shortcut products along depth, and along training?"""
+"""How does a probe look along depth: norms, what f changes, gradient parts, factors and their products?"""
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from typing import Any, Literal, get_args
 
 Numbers = Sequence[float | None]
-Row = Literal["signal", "gradient", "decay", "shares"]
+Row = Literal["signal", "activation", "gradient", "angle", "decay"]
+Line = Literal["signal", "activation", "factor", "product", "straight", "gradient"]
 ROWS: tuple[Row, ...] = get_args(Row)
 FORMATS = (".png", ".svg")
 
@@ -20,7 +18,8 @@ def draw(probes: Mapping[str, Mapping[str, Any]], path: Path, rows: Sequence[Row
     Args:
         probes: by title, `preresnet.study.probe.Probe.as_dict`.
         path: of the picture, ``.png`` or ``.svg``.
-        rows: what to show, from above: ``signal``, ``gradient``, ``decay``, ``shares``.
+        rows: what to show, from above: the signal; what f changes of y (Eq. 2); the gradient and its parts (Eq. 5) and
+            the angle between them; products of factors and what is left of the gradient (Eq. 7 and 8).
     """
     plt = _plotting(path)
     figure, axes = plt.subplots(
@@ -31,7 +30,13 @@ def draw(probes: Mapping[str, Mapping[str, Any]], path: Path, rows: Sequence[Row
         sharey="row",
         squeeze=False,
     )
-    drawing = {"signal": _signal, "gradient": _gradient, "decay": _decay, "shares": _shares}
+    drawing = {
+        "signal": _signal,
+        "activation": _activation,
+        "gradient": _gradient,
+        "angle": _angle,
+        "decay": _decay,
+    }
     for column, (title, found) in enumerate(probes.items()):
         axes[0, column].set_title(title, fontsize=11)
         axes[-1, column].set_xlabel("residual unit")
@@ -74,11 +79,17 @@ def _decay(axis: Any, found: Mapping[str, Any]) -> str:
     return "factor"
 
 
-def _shares(axis: Any, found: Mapping[str, Any]) -> str:
-    _line(axis, found["forward"]["sum_negative_share"], "share of negative y", "tab:green")
+def _activation(axis: Any, found: Mapping[str, Any]) -> str:
+    _line(axis, found["forward"]["sum_negative_share"], "share of y that is negative", "tab:green")
     _line(axis, found["forward"]["changed"], "change from y to the next x", "tab:red")
-    _line(axis, found["backward"]["cosine"], "cosine of the gradient's parts", "tab:purple")
-    return "share, or cosine"
+    return "share"
+
+
+def _angle(axis: Any, found: Mapping[str, Any]) -> str:
+    axis.set_ylim(-1.05, 1.05)
+    _line(axis, found["backward"]["cosine"], "cosine between the parts", "tab:purple")
+    _line(axis, found["backward"]["cancelled_share"], "share of samples that nearly cancel", "tab:brown", style="--")
+    return "cosine, or share"
 
 
 def draw_pairs(probes: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
@@ -105,111 +116,58 @@ def draw_pairs(probes: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) ->
     _save(figure, path)
 
 
-def draw_products(probes: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Shortcut products of several networks, and beside each the measured decay of the straight part.
+def draw_lines(probes: Mapping[str, Mapping[str, Any]], panels: Sequence[Line], path: Path) -> None:
+    """Several networks as lines of one panel, a panel for each thing measured.
 
     Args:
         probes: by title.
+        panels: what to show, from the left: ``signal``; ``activation``, what f changes of y; ``factor`` of each
+            shortcut (Eq. 6) and their ``product`` to the end (Eq. 7); the ``straight`` part of the gradient and the
+            whole ``gradient``, relative to the end (Eq. 8).
         path: of the picture.
     """
     plt = _plotting(path)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12.5, 4.4), sharey=True)
-    colours = plt.get_cmap("tab10")
-    left.set_yscale("log")
-    for number, (title, found) in enumerate(probes.items()):
-        colour = colours(number % 10)
-        _line(left, found["joins"]["product"], title, colour)
-        _line(right, _relative(found["backward"]["straight"]), title, colour)
-    left.set(xlabel="residual unit", ylabel="what is left of the end's gradient")
-    left.set_title("product of the shortcut factors (Eq. 8)", fontsize=11)
-    right.set(xlabel="residual unit")
-    right.set_title("measured: straight part of the gradient, relative to the end", fontsize=11)
-    right.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure, axes = plt.subplots(1, len(panels), figsize=(2.9 + 4.4 * len(panels), 3.9), squeeze=False)
+    colours = [f"C{number % 10}" for number in range(len(probes))]
+    for axis, name in zip(axes[0], panels, strict=True):
+        part, key, title, logarithmic = _LINES[name]
+        if logarithmic:
+            axis.set_yscale("log")
+        for colour, (label, found) in zip(colours, probes.items(), strict=True):
+            values = found[part][key]
+            _line(axis, _relative(values) if part == "backward" else values, label, colour)
+        axis.set_xlabel("residual unit")
+        axis.set_title(title, fontsize=11)
+        if logarithmic:
+            _limit(axis)
+    # each is named, also where all its values are 0 and a logarithmic axis shows none
+    keys = [plt.Line2D([], [], color=colour, label=label) for colour, label in zip(colours, probes, strict=True)]
+    axes[0, -1].legend(handles=keys, fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     _save(figure, path)
 
 
-def draw_series(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Heat maps along training, runs side by side: steps to the right, depth upwards, one scale a row.
-
-    Args:
-        runs: by title, the lines of ``probe.jsonl``.
-        path: of the picture.
-
-    Raises:
-        ValueError: a run without lines.
-    """
-    _plotting(path)
-    _save(heat_maps(runs), path)
-
-
-def heat_maps(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
-    """The drawing of `draw_series`, for a page that holds more than this.
-
-    Args:
-        runs: by title, the lines of ``probe.jsonl``.
-
-    Raises:
-        ValueError: a run without lines.
-    """
-    if not runs or not all(runs.values()):
-        raise ValueError("nothing was probed in this run; train with --probe-every")
-    plt = _plotting(Path("any.png"))
-    size = (1.6 + 4.2 * len(runs), 0.8 + 2.1 * len(_HEATS))
-    figure, axes = plt.subplots(len(_HEATS), len(runs), figsize=size, sharex="col", sharey="col", squeeze=False)
-    for row, (key, word) in enumerate(_HEATS.items()):
-        logarithmic = key != "straight_share"
-        maps = [_heat_map(lines, key, logarithmic=logarithmic) for lines in runs.values()]
-        shown = [value for table in maps for values in table for value in values if not math.isnan(value)]
-        low, high = (min(shown), max(shown)) if shown else (0, 1)
-        images = []
-        for axis, table in zip(axes[row], maps, strict=True):
-            drawn = axis.imshow(
-                table, aspect="auto", origin="lower", cmap="viridis", interpolation="nearest", vmin=low, vmax=high
-            )
-            images.append(drawn)
-            axis.set_title(word, fontsize=9)
-        figure.colorbar(images[-1], ax=axes[row, -1], label="log10" if logarithmic else "share")
-    for column, (title, lines) in enumerate(runs.items()):
-        axes[-1, column].yaxis.get_major_locator().set_params(integer=True)
-        axes[0, column].set_title(f"{title}\n{next(iter(_HEATS.values()))}", fontsize=9)
-        marks = list(range(0, len(lines), max(1, len(lines) // 5)))
-        axes[-1, column].set_xticks(marks, [f"{lines[mark]['step']:,}" for mark in marks])
-        axes[-1, column].set_xlabel("step")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("residual unit")
-    return figure
-
-
-_HEATS = {
-    "x_rms": "signal x, root mean square",
-    "residual_rms": "residual F, root mean square",
-    "gradient": "norm of the gradient at x",
-    "straight_share": "straight part, over the sum of both parts' norms",
+_LINES: dict[Line, tuple[str, str, str, bool]] = {
+    "signal": ("forward", "x_rms", "signal x, root mean square", True),
+    "activation": ("forward", "changed", "change from y to the next x", False),
+    "factor": ("joins", "factor", "factor of each shortcut", False),
+    "product": ("joins", "product", "product of the factors, to the end", True),
+    "straight": ("backward", "straight", "straight part of the gradient, over the end's", True),
+    "gradient": ("backward", "gradient", "whole gradient, over the end's", True),
 }
 
 
-def _heat_map(lines: Sequence[Mapping[str, Any]], key: str, *, logarithmic: bool) -> list[list[float]]:
-    """A row for each unit, from the input up; a column for each step."""
-    columns = [_column(line, key) for line in lines]
-    if logarithmic:
-        columns = [[math.log10(value) if value else math.nan for value in column] for column in columns]
-    return [
-        [math.nan if column[unit] is None else column[unit] for column in columns] for unit in range(len(columns[0]))
-    ]  # type: ignore[misc]
+def require_format(path: Path) -> None:
+    """Refuse a picture of another kind.
 
-
-def _column(line: Mapping[str, Any], key: str) -> list[float | None]:
-    if key != "straight_share":
-        return list(line[key])
-    return [
-        None if s is None or t is None or s + t == 0 else s / (s + t)
-        for s, t in zip(line["straight"], line["rest"], strict=True)
-    ]
+    Raises:
+        ValueError: the suffix is none of `FORMATS`.
+    """
+    if path.suffix not in FORMATS:
+        raise ValueError(f"{path}: a picture is {' or '.join(FORMATS)}")
 
 
 def _plotting(path: Path) -> Any:
-    if path.suffix not in FORMATS:
-        raise ValueError(f"{path}: a picture is {' or '.join(FORMATS)}")
+    require_format(path)
     import matplotlib
 
     matplotlib.use("Agg")

@@ -21,6 +21,7 @@ from preresnet.recipe import DataSpec
 from preresnet.study import pictures, series, verdict
 from preresnet.study.probe import probe
 from preresnet.train.folder import read_network
+from preresnet.train.watch import WATCH_FILE
 
 Data = Literal["auto", "noise", "digits", "cifar10", "cifar100"]
 PROBE_FILE, PICTURE_FILE, SERIES_PICTURE = "probe.json", "probe.png", "training.png"
@@ -111,7 +112,7 @@ def measure(names: Sequence[str], settings: Settings, report: Callable[[str], No
         (out / PROBE_FILE).write_text(json.dumps(series.short(result), indent=1) + "\n")
         pictures.draw({Path(name).name: one for name, one in found.items()}, out / PICTURE_FILE)
         for name in names:
-            if Path(name).is_dir() and (Path(name) / "probe.jsonl").is_file():
+            if Path(name).is_dir() and (Path(name) / WATCH_FILE).is_file():
                 series.draw(Path(name), name, out / f"{Path(name).name}-{SERIES_PICTURE}")
     return result
 

@@ -1,12 +1,12 @@
 """What does a probe along training measure, and how does the series look?"""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from preresnet.model.network import Network
-from preresnet.study import pictures
+from preresnet.study import heatmaps
 from preresnet.study.probe import Probe, probe
 from preresnet.train.watch import Watch, read
 
@@ -14,11 +14,11 @@ PICTURE_FILE = "probe.png"
 IMAGES, LAYER_IMAGES = 32, 4000  # of a probe: 32 of up to 125 layers, 4 of 1001, so that its memory stays small
 
 
-def watch(every: int) -> Watch:
-    """A probe every so many steps of a run.
+def watch(every: int | Literal["auto"]) -> Watch:
+    """A probe on the way of a run.
 
     Args:
-        every: steps; at 1,000 the probes take less than 3 % of the time.
+        every: steps; ``auto``: as often as at most 3 % of the run's time allow, and a hundred times at most.
 
     Raises:
         ValueError: not a positive number.
@@ -63,5 +63,7 @@ def short(value: Any) -> Any:
 
 
 def draw(folder: Path, title: str = "", path: Path | None = None) -> None:
-    """The heat maps of a run, in its folder unless a path is given."""
-    pictures.draw_series({title or folder.name: read(folder)}, path or folder / PICTURE_FILE)
+    """The heat maps of a run, in its folder unless a path is given; nothing where nothing was probed."""
+    lines = read(folder)
+    if lines:
+        heatmaps.write({title or folder.name: lines}, path or folder / PICTURE_FILE)

@@ -140,7 +140,17 @@ def _loop(
     batches = TrainingBatches(train_images, recipe.data, normalisation, recipe.global_batch, request.seed, small_steps)
     held = data.evaluation.to(device)
     state.model.train()
-    watching = watch and Watching(watch, request.out, state.model, train_images, normalisation, state.step, last)
+    watching = watch and Watching(
+        watch,
+        request.out,
+        state.model,
+        train_images,
+        normalisation,
+        start=state.step,
+        last=last,
+        trained=state.train_seconds,
+        say=log.say,
+    )
     if watching and state.step == 0:
         watching.look(0)
     window = _Window(state)
