@@ -252,7 +252,8 @@ def test_svg_and_other_pictures(tmp_path: Path) -> None:
     found = probe(preresnet.create_model("resnet8-plain", seed=0), torch.randn(3, 3, 8, 8)).as_dict()
     pictures.draw({"plain": found}, tmp_path / "a.svg")
     assert (tmp_path / "a.svg").read_text().lstrip().startswith("<?xml")
-    pictures.draw_lines({"plain": found}, ("factor", "straight"), tmp_path / "b.png")
+    lines: tuple[pictures.Line, ...] = ("signal", "activation", "factor", "product", "straight", "gradient")
+    pictures.draw_lines({"plain": found}, lines, tmp_path / "b.png")
     runs = [{"first": "stages.0.units.0", "from_first": [1e-8, 1e-7, None]}]
     pictures.draw_pairs({"one": runs, "two": runs}, tmp_path / "d.png")
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("a.svg", "b.png", "d.png"))

@@ -46,11 +46,13 @@ def draw(probes: Mapping[str, Mapping[str, Any]], path: Path, rows: Sequence[Row
             word = drawing[name](axis, found)
             if column == 0:
                 axis.set_ylabel(word)
-            if column == len(probes) - 1:  # beside the picture, where no line can be
-                axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
             for boundary in _boundaries(found):
                 axis.axvline(boundary, color="0.85", linewidth=1, zorder=0)
     for row, name in enumerate(rows):
+        keys = {label: key for axis in axes[row] for key, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        if keys:  # beside the picture, where no line can be
+            place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+            axes[row, -1].legend(keys.values(), keys, fontsize=8, frameon=False, **place)
         if name == "decay":
             _limit(axes[row, 0])
     _save(figure, path)
