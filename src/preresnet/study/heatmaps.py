@@ -57,6 +57,7 @@ def draw(runs: Mapping[str, Lines], scale: Sequence[Lines] = ()) -> "Figure":
         raise ValueError("nothing was probed in this run; train with --probe-every auto")
     size = SIZE[0] * len(runs), 0.6 + 1.75 * len(MAPS)
     figure = Figure(figsize=size, layout="constrained", facecolor=PAPER)
+    figure.get_layout_engine().set(hspace=0.04)  # type: ignore[union-attr]
     axes = figure.subplots(len(MAPS), len(runs), sharex="col", squeeze=False)
     for row, (key, words) in enumerate(MAPS.items()):
         colours = Normalize(*limits(scale or tuple(runs.values()), key))

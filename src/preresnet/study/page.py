@@ -90,13 +90,12 @@ def _curves(study: Study, ident: str) -> dict[str, Picture]:
 
 def _signals(study: Study, ident: str) -> dict[str, Picture]:
     """A picture of each row with a run that was probed along training, all in the same colours."""
-    runs = {row: row.probed for row in study.rows}
-    probed = {row: run for row, run in runs.items() if run is not None}
+    probed = [(row, run) for row in study.rows if (run := row.probed) is not None]
     return {
         row.row: figures.signal(
-            f"{ident}-{_slug(row.row)}-signal", f"{row.label}, seed {run.seed}", run, list(probed.values())
+            f"{ident}-{_slug(row.row)}-signal", f"{row.label}, seed {run.seed}", run, [one for _, one in probed]
         )
-        for row, run in probed.items()
+        for row, run in probed
     }
 
 

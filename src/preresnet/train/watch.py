@@ -64,6 +64,7 @@ class Watching:
 
     Attributes:
         seconds: that all measurements of the run took.
+        count: of them.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Watching:
         chosen = images.take(torch.arange(count, device=images.pixels.device))
         self._x, self._y = normalisation(chosen.pixels).permute(0, 3, 1, 2), chosen.labels
         self.seconds = sum(line["seconds"] for line in kept)
+        self.count = len(kept)
         self._cost = kept[-1]["seconds"] if kept else 0.0
         self._begin = time.perf_counter() - trained - self.seconds
 
@@ -107,6 +109,7 @@ class Watching:
         self.seconds += spent
         self._cost = spent
         if measured is not None:
+            self.count += 1
             with open(self._path, "a") as file:
                 file.write(json.dumps({"step": step, "seconds": round(spent, 4), **measured}) + "\n")
         return time.perf_counter() - begin
