@@ -72,25 +72,36 @@ def read(name: str) -> dict[str, Any]:
     return json.loads((RECORDS / f"{name}.json").read_text())
 
 
+JOINS = {
+    "identity": "resnet110-original",
+    "scale 0.5": "resnet110-original-scale-0.5-1",
+    "shortcut-only gate, b = 0": "resnet110-original-shortcut-gate-0",
+    "shortcut-only gate, b = -6": "resnet110-original-shortcut-gate-6",
+    "exclusive gate, b = -3": "resnet110-original-exclusive-gate-3",
+    "exclusive gate, b = -6": "resnet110-original-exclusive-gate-6",
+    "dropout 0.5": "resnet110-original-dropout-0.5",
+}
+ORDERS = {
+    "original": "resnet110-original",
+    "batch norm after addition": "resnet110-bn-after",
+    "ReLU before addition": "resnet110-relu-before",
+    "ReLU-only pre-activation": "resnet110-relu-only",
+    "full pre-activation": "resnet110-preact",
+}
+
+
 def draw() -> None:
     """The pictures of the guide that records hold; the others are made by commands in the guide."""
     pair = {name: read(name) for name in ("resnet110-original", "resnet110-preact")}
-    pictures.draw(pair, IMAGES / "probe-signal.png", rows=("signal", "shares"))
-    pictures.draw(pair, IMAGES / "probe-gradient.png", rows=("gradient",))
+    for row in ("signal", "activation", "gradient"):
+        pictures.draw(pair, IMAGES / f"probe-{row}.png", rows=(row,))
     pictures.draw_pairs({name: one["pairs"] for name, one in pair.items()}, IMAGES / "probe-pairs.png")
-    shortcuts = {
-        "identity": "resnet110-original",
-        "scale 0.5, 1": "resnet110-original-scale-0.5-1",
-        "shortcut-only gate, b = 0": "resnet110-original-shortcut-gate-0",
-        "shortcut-only gate, b = -6": "resnet110-original-shortcut-gate-6",
-        "exclusive gate, b = -3": "resnet110-original-exclusive-gate-3",
-        "exclusive gate, b = -6": "resnet110-original-exclusive-gate-6",
-        "dropout 0.5": "resnet110-original-dropout-0.5",
-    }
-    there = {title: name for title, name in shortcuts.items() if (RECORDS / f"{name}.json").exists()}
-    pictures.draw_products({title: read(name) for title, name in there.items()}, IMAGES / "probe-products.png")
-    orders = {name: read(f"resnet110-{name}") for name in ("bn-after", "relu-before", "relu-only")}
-    pictures.draw(orders, IMAGES / "probe-orders.png", rows=("signal", "gradient", "shares"))
+    joins = {title: read(name) for title, name in JOINS.items()}
+    pictures.draw_lines(joins, ("factor",), IMAGES / "probe-factor.png")
+    pictures.draw_lines(joins, ("product", "signal"), IMAGES / "probe-product.png")
+    pictures.draw_lines(joins, ("straight", "gradient"), IMAGES / "probe-decay.png")
+    orders = {title: read(name) for title, name in ORDERS.items()}
+    pictures.draw_lines(orders, ("activation", "signal", "straight", "gradient"), IMAGES / "probe-orders.png")
 
 
 def score() -> None:

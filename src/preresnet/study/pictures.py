@@ -119,19 +119,21 @@ def draw_pairs(probes: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) ->
 
 
 def draw_lines(probes: Mapping[str, Mapping[str, Any]], panels: Sequence[Line], path: Path) -> None:
-    """Several networks as lines of one panel, a panel for each thing measured.
+    """Several networks as lines of one panel, a panel for each thing measured, two in a row.
 
     Args:
         probes: by title.
-        panels: what to show, from the left: ``signal``; ``activation``, what f changes of y; ``factor`` of each
+        panels: what to show: ``signal``; ``activation``, what f changes of y; ``factor`` of each
             shortcut (Eq. 6) and their ``product`` to the end (Eq. 7); the ``straight`` part of the gradient and the
             whole ``gradient``, relative to the end (Eq. 8).
         path: of the picture.
     """
     plt = _plotting(path)
-    figure, axes = plt.subplots(1, len(panels), figsize=(2.9 + 4.4 * len(panels), 3.9), squeeze=False)
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.9 + 4.4 * columns, 0.3 + 3.5 * rows), squeeze=False)
     colours = [f"C{number % 10}" for number in range(len(probes))]
-    for axis, name in zip(axes[0], panels, strict=True):
+    for axis, name in zip(axes.flat, panels, strict=True):
         part, key, title, logarithmic = _LINES[name]
         if logarithmic:
             axis.set_yscale("log")
@@ -144,7 +146,7 @@ def draw_lines(probes: Mapping[str, Mapping[str, Any]], panels: Sequence[Line], 
             _limit(axis)
     # each is named, also where all its values are 0 and a logarithmic axis shows none
     keys = [plt.Line2D([], [], color=colour, label=label) for colour, label in zip(colours, probes, strict=True)]
-    axes[0, -1].legend(handles=keys, fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes[rows // 2, -1].legend(handles=keys, fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     _save(figure, path)
 
 
