@@ -24,6 +24,20 @@ def answers(error_pct: float, classes: tuple[str, ...] = DIGITS, images: int = 4
     return {"split": "test", **inference.full_report(output, labels, classes)}
 
 
+def probed_line(step: int, seed: int) -> dict[str, Any]:
+    """Signal and gradient of nine units: what a probe along training leaves at a step."""
+    units, size = range(9), 1.0 + step / 100 + seed
+    return {
+        "step": step,
+        "seconds": 0.1,
+        "x_rms": [size * 1.5**unit for unit in units],
+        "residual_rms": [0.5] * 9,
+        "gradient": [2.0 ** (9 - unit) / size for unit in range(10)],
+        "straight": [0.25] * 10,
+        "rest": [0.75] * 9 + [0.0],
+    }
+
+
 def make_run(
     folder: Path,
     seed: int = 0,
@@ -31,8 +45,9 @@ def make_run(
     error_pct: float | None = 5.0,
     evaluated: bool = True,
     classes: tuple[str, ...] = DIGITS,
+    probed: bool = False,
 ) -> Path:
-    """A run of 800 steps; with ``error_pct`` None one that was killed at step 400."""
+    """A run of 800 steps; with ``error_pct`` None one that was killed at step 400; ``probed`` at six of them."""
     one = recipe(name)
     folder.mkdir(parents=True)
     run = {
@@ -54,6 +69,9 @@ def make_run(
         if step % 100 == 0:
             lines.append({"step": step, "split": "test", "error_pct": last + (end - step) / 20})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if probed:
+        probes = [probed_line(step, seed) for step in (0, 20, 40, 160, 400, 800) if step <= end]
+        (folder / "probe.jsonl").write_text("".join(json.dumps(line) + "\n" for line in probes))
     if error_pct is None:
         return folder
     evaluation = answers(error_pct, classes)

@@ -1,4 +1,5 @@
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -10,10 +11,10 @@ from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
-from report_folders import make_run, make_study
+from report_folders import make_run, make_study, probed_line
 
 from preresnet.cli import main
-from preresnet.study import figures, page, report
+from preresnet.study import figures, heatmaps, page, report
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -92,10 +93,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A scaled study, and three single runs: two seeds of one recipe, and a hundred classes without an evaluation."""
     folder = tmp_path_factory.mktemp("report")
     make_study(folder / "study", {"steps": 800, "batch": 64})
-    runs = [make_run(folder / f"seed{seed}", seed, error_pct=5.0 + seed) for seed in (0, 1)]
+    runs = [make_run(folder / f"seed{seed}", seed, error_pct=5.0 + seed, probed=True) for seed in (0, 1)]
     hundred = tuple(f"class {number}" for number in range(100))
     other = make_run(folder / "hundred", 0, "cifar100/resnet110-preact", 30.0, classes=hundred)
-    old = make_run(folder / "old", 0, "cifar10/resnet20-preact", 8.0, evaluated=False)
+    old = make_run(folder / "old", 0, "cifar10/resnet20-preact", 8.0, evaluated=False, probed=True)
     (folder / "out").mkdir()
     page.write([folder / "study", *runs, other, old], folder / "out" / "all.html")
     return folder / "out" / "all.html"
@@ -126,8 +127,8 @@ def test_headings_come_in_order_under_one_title(whole: Path) -> None:
 def test_every_picture_has_words_and_every_table_a_caption_and_headed_cells(whole: Path) -> None:
     found = Page(whole)
     pictures = [attributes for tag, attributes in found.attributes if tag == "svg"]
-    # 3 rows beside the original, 3 + 3 single rows alone; pictures of answers for 3 + 2 networks
-    assert len(pictures) == 3 + 3 + 3 * (3 + 2)
+    # 3 rows beside the original, 3 single rows alone; signals of 2 of them; pictures of answers for 3 + 2 networks
+    assert len(pictures) == 3 + 3 + 2 + 3 * (3 + 2)
     for attributes in pictures:
         assert attributes["role"] == "img"
         title, words = attributes["aria-labelledby"].split()
@@ -201,6 +202,50 @@ def test_the_run_with_the_median_error_is_shown_closely(whole: Path) -> None:
         "preresnet train cifar10/resnet110-original --seed 2",
     ):
         assert words in found.source
+
+
+def test_signal_and_gradient_of_probed_runs_are_shown_with_their_numbers(whole: Path) -> None:
+    found = Page(whole)
+    assert "Signal and gradient along training" in [text for _, text in found.headings]
+    told = [text for text in re.findall(r"<desc [^>]*>([^<]*)</desc>", found.source) if "probes" in text]
+    assert told[0] == (  # seed 0: of two, the run with the lower error
+        "9 units, 6 probes. Signal x, first unit to the end: 1 to 25.6 at step 0, 9 to 231 at step 800. "
+        "Gradient at x, first unit to the end: 512 to 1 at step 0, 56.9 to 0.111 at step 800."
+    )
+    assert len(told) == 2
+    numbers = found.table("At the first unit (1) and at the end")
+    assert numbers[0][1:3] == ["x, 1", "x, end"]
+    assert numbers[-1] == ["800", "9", "231", "0.5", "0.5", "56.9", "0.111", "0.25"]
+    for ending in ("png", "svg"):
+        names = {path.name for path in (whole.parent / "figures").glob(f"*-signal.{ending}")}
+        assert names == {
+            f"runs-digits-resnet20-preact-1-signal.{ending}",
+            f"runs-cifar10-resnet20-preact-3-signal.{ending}",
+        }
+
+
+def test_a_colour_of_heat_maps_means_the_same_in_all_of_them() -> None:
+    runs = [[probed_line(step, seed) for step in (0, 400, 800)] for seed in (0, 5)]
+    limits = []
+    for one in runs:
+        drawn = heatmaps.draw({"a run": one}, runs)
+        limits.append([axes.images[0].get_clim() for axes in drawn.axes if axes.images])
+    assert limits[0] == limits[1]
+    assert limits[0][0] == pytest.approx((0.0, math.log10(14 * 1.5**8)))
+    alone = heatmaps.draw({"a run": runs[0]})
+    assert alone.axes[0].images[0].get_clim() == pytest.approx((0.0, math.log10(9 * 1.5**8)))
+
+
+def test_heat_maps_show_each_step_where_it_is() -> None:
+    drawn = heatmaps.draw({"a run": [probed_line(step, 0) for step in (0, 100, 800)]})
+    image = drawn.axes[0].images[0]
+    assert image.get_extent() == [0, 800, 0.5, 9.5]
+    shown = image.get_array()
+    assert shown is not None
+    first = shown[0]
+    changes = [column for column in range(1, len(first)) if first[column] != first[column - 1]]
+    # halfway between the probes: step 50 of 800, and step 450
+    assert [round(800 * column / len(first), -1) for column in changes] == [50, 450]
 
 
 def test_a_run_without_an_evaluation_says_how_to_get_one(whole: Path) -> None:
@@ -284,9 +329,10 @@ def test_a_run_whose_folder_is_gone_keeps_the_error_that_its_study_wrote_down(tm
 
 def test_the_same_folders_give_the_same_bytes(tmp_path: Path) -> None:
     study = make_study(tmp_path / "study")
+    run = make_run(tmp_path / "run", probed=True)
     written: list[dict[str, bytes]] = []
     for _ in range(2):
-        out, pictures, number = page.write([study])
+        out, pictures, number = page.write([study, run])
         files = {path.name: path.read_bytes() for path in pictures.iterdir()}
         assert len(files) == 2 * number
         written.append({**files, "page": out.read_bytes()})
@@ -318,6 +364,8 @@ def test_bad_folders_are_one_clear_error(tmp_path: Path, capsys: pytest.CaptureF
         (tmp_path / name / "study.json").write_text(content)
     shutil.copytree(tmp_path / "runs" / "one", tmp_path / "broken")
     shutil.copytree(tmp_path / "runs" / "one", tmp_path / "other")
+    shutil.copytree(tmp_path / "runs" / "one", tmp_path / "probed")
+    (tmp_path / "probed" / "probe.jsonl").write_text('{"step": 0, "x_rms": [1.0], "gradient": [1.0, 1.0]}\n')
     (tmp_path / "broken" / "result.json").write_text("half a resu")
     (tmp_path / "other" / "evaluation.json").write_text('{"split": "test", "error_pct": 3.0, "classes": []}')
     cases = {
@@ -327,6 +375,7 @@ def test_bad_folders_are_one_clear_error(tmp_path: Path, capsys: pytest.CaptureF
         "cut": "cannot read",
         "lacking": "command: Field required",
         "other": "evaluation.json does not hold confusion, calibration; `preresnet evaluate",
+        "probed": "probe.jsonl has lines without residual_rms, straight, rest; move it away",
         "broken": f"cannot read {tmp_path / 'broken' / 'result.json'}",
     }
     for name, words in cases.items():

@@ -16,10 +16,22 @@ from preresnet.spec import NetSpec as NetSpec
 if TYPE_CHECKING:
     from preresnet.model.network import Network as Network
     from preresnet.model.network import build as build
+    from preresnet.study.probe import probe as probe
 
 __version__ = "0.1.0"
 
-__all__ = ["NetSpec", "Network", "Recipe", "build", "create_model", "list_models", "list_recipes", "load", "recipe"]
+__all__ = [
+    "NetSpec",
+    "Network",
+    "Recipe",
+    "build",
+    "create_model",
+    "list_models",
+    "list_recipes",
+    "load",
+    "probe",
+    "recipe",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -27,6 +39,10 @@ def __getattr__(name: str) -> Any:
         from preresnet.model import network
 
         return getattr(network, name)
+    if name == "probe":
+        from preresnet.study.probe import probe
+
+        return probe
     raise AttributeError(f"module 'preresnet' has no attribute {name!r}")
 
 

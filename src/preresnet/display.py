@@ -261,6 +261,47 @@ def _statistics_words(found: dict[str, Any] | None, top5: str) -> list[str]:
     ]
 
 
+def probes(found: dict[str, Any]) -> None:
+    """Signal and gradient along depth, of one network or several."""
+    for name, one in found["probes"].items():
+        forward, joins, back = one["forward"], one["joins"], one["backward"]
+        columns = [
+            ("x rms", forward["x_rms"]),
+            ("F rms", forward["residual_rms"]),
+            ("y < 0 %", [value and 100 * value for value in forward["sum_negative_share"]]),
+            ("shortcut", joins["factor"]),
+            ("product", joins["product"]),
+            ("gradient", back["gradient"]),
+            ("straight", back["straight"]),
+            ("rest", back["rest"]),
+            ("cosine", back["cosine"]),
+        ]
+        table = Table(
+            "unit", *(title for title, _ in columns), title=f"{name}: {one['images']} images, loss {one['loss']:.3f}"
+        )
+        units = one["units"]
+        shown = sorted({round(k * (len(units) - 1) / (SHOWN_UNITS - 1)) for k in range(SHOWN_UNITS)})
+        for unit in shown if len(units) > SHOWN_UNITS else range(len(units)):
+            table.add_row(units[unit], *(_number(values[unit]) for _, values in columns))
+        _show(table)
+        agreement = max(one["agreement"].values())
+        dead = sum(entry["dead"] for entry in one["dead"].values())
+        channels = sum(entry["channels"] for entry in one["dead"].values())
+        words = Console(highlight=False, soft_wrap=True)
+        words.print(
+            f"the two ways to split the gradient agree to {agreement:.0e}; {dead} of {channels} ReLU channels dead"
+        )
+        if "verdict" in one:
+            words.print(f"[bold]{one['verdict']['grade']}[/]: {one['verdict']['because']}")
+
+
+SHOWN_UNITS = 12  # of a deep network; --json and --out have all
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
 def _shape(shape: list[int]) -> str:
     return "x".join(map(str, shape))
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from preresnet import display
-from preresnet.cli import studies
+from preresnet.cli import probe, studies
 from preresnet.cli.options import PROGRAM, command_line, is_file, read_recipe
 from preresnet.paper.networks import network
 from preresnet.paper.recipes import recipe
@@ -100,6 +100,9 @@ class Train:
     """What the backward pass recomputes to save memory; results are the same. auto: the least that fits."""
     holdout: int | None = None
     """Train on all but N training images and evaluate on those, never on the test set (data.holdout)."""
+    probe_every: int | Literal["auto"] | None = None
+    """Probe the network every N steps, into probe.jsonl and probe.png of the run; the result stays the same. auto: as
+    often as 3 % of the run's time allow, 100 times at most."""
     recipe: Annotated[Recipe, arg(name="")] = ANY_RECIPE
 
     def run(self) -> int:
@@ -121,7 +124,13 @@ class Train:
             name=self.name,
             command=command_line(),
         )
-        result = trainer.train(request)
+        if self.probe_every is None:
+            result = trainer.train(request)
+        else:
+            from preresnet.study import series
+
+            result = trainer.train(request, series.watch(self.probe_every))
+            series.draw(self.out, self.name)
         words = Console(highlight=False, soft_wrap=True)
         words.print(
             f"[bold]{result['split']} error {result['error_pct']:.2f} %[/] at the last step: "
@@ -281,6 +290,7 @@ COMMANDS: dict[str, type] = {
     "train": Train,
     "evaluate": Evaluate,
     "predict": Predict,
+    "probe": probe.Probe,
     "bench": Bench,
     "reproduce": studies.Reproduce,
     "sweep": studies.Sweep,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -84,6 +85,20 @@ def training_batches(
 def fit(images: Images | ImageFiles, spec: DataSpec) -> Normalisation:
     """The normalisation of a set: from its training images, or, for files, the numbers of ImageNet."""
     return files.normalisation() if isinstance(images, ImageFiles) else augment.fit(images.pixels, spec)
+
+
+def fixed_batch(
+    images: Images | ImageFiles, spec: DataSpec, normalisation: Normalisation, count: int
+) -> tuple[Tensor, Tensor]:
+    """So many images, always the same, without augmentation, spread over the set: files are sorted by class."""
+    count = min(count, len(images))
+    chosen = torch.arange(count) * len(images) // count
+    if isinstance(images, ImageFiles):
+        side = max(spec.image_size, spec.test_sides[0] * spec.image_size // spec.test_crops[0])
+        passes = files.centre_batches(images.take(chosen), side, spec.image_size, normalisation, workers=0, batch=count)
+    else:
+        passes = evaluation_batches(images.take(chosen.to(images.pixels.device)), normalisation, batch=count)
+    return next(passes)
 
 
 def evaluation_batches(

@@ -79,6 +79,10 @@ class IdentityJoin(nn.Module):
         self.shortcut = shortcut
         self.fused = True
 
+    def parts(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The two summands: h(x) and F."""
+        return self.shortcut(x), residual
+
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """Both (n, c, h, w) after the shortcut -> (n, c, h, w)."""
         shortcut = self.shortcut(x)
@@ -93,9 +97,14 @@ class ScaledJoin(nn.Module):
         self.shortcut = shortcut
         self.scale = scale
 
+    def parts(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The two summands: a h(x) and b F."""
+        return self.scale.shortcut * self.shortcut(x), self.scale.residual * residual
+
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """Both (n, c, h, w) after the shortcut -> (n, c, h, w)."""
-        return self.scale.shortcut * self.shortcut(x) + self.scale.residual * residual
+        shortcut, residual = self.parts(x, residual)
+        return shortcut + residual
 
 
 class PlainJoin(nn.Module):
@@ -104,6 +113,11 @@ class PlainJoin(nn.Module):
     def __init__(self, scale: float) -> None:
         super().__init__()
         self.scale = scale
+
+    def parts(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The two summands: 0 and b F."""
+        residual = self(x, residual)
+        return torch.zeros_like(residual), residual
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """The residual alone: (n, c, h, w) -> (n, c, h, w)."""
@@ -119,11 +133,15 @@ class GatedJoin(nn.Module):
         self.gate = gate
         self.exclusive = exclusive
 
+    def parts(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The two summands, in the gate's precision: (1 - g(x)) h(x), and g(x) F or F."""
+        gate = self.gate(x)
+        return (1 - gate) * self.shortcut(x), gate * residual if self.exclusive else residual
+
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """Both (n, c, h, w) after the shortcut -> (n, c, h, w)."""
-        gate = self.gate(x)
-        scaled = gate * residual if self.exclusive else residual
-        return ((1 - gate) * self.shortcut(x) + scaled).to(residual.dtype)
+        shortcut, scaled = self.parts(x, residual)
+        return (shortcut + scaled).to(residual.dtype)
 
 
 class DropoutJoin(nn.Module):
@@ -138,12 +156,16 @@ class DropoutJoin(nn.Module):
         self.rescale = dropout.rescale
         self.dropout = nn.Dropout(dropout.p)
 
+    def parts(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The two summands: the masked h(x), and F."""
+        kept = self.dropout(self.shortcut(x))  # kept elements are divided by the share that is kept
+        # not rescaled: the mask alone in training, its expectation in evaluation
+        return kept if self.rescale else (1 - self.dropout.p) * kept, residual
+
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """Both (n, c, h, w) after the shortcut -> (n, c, h, w)."""
-        kept = self.dropout(self.shortcut(x))  # kept elements are divided by the share that is kept
-        if self.rescale:
-            return kept + residual
-        return (1 - self.dropout.p) * kept + residual  # training: the mask alone; evaluation: its expectation
+        shortcut, residual = self.parts(x, residual)
+        return shortcut + residual
 
 
 def _dimension_change(shape: UnitShape, unit: spec.UnitSpec, dialect: Dialect) -> nn.Module:

@@ -70,6 +70,7 @@ class Run:
         result: ``result.json``, or what ``run.json`` and ``recipe.json`` say of an unfinished run.
         lines: of ``metrics.jsonl``.
         evaluation: ``evaluation.json``; None where the run left none.
+        probes: of ``probe.jsonl``: signal and gradient along training.
     """
 
     seed: int
@@ -82,6 +83,7 @@ class Run:
     result: dict[str, Any] = pydantic.Field(default_factory=dict)
     lines: list[dict[str, Any]] = pydantic.Field(default_factory=list)
     evaluation: dict[str, Any] | None = None
+    probes: list[dict[str, Any]] = pydantic.Field(default_factory=list)
 
 
 @dataclass(frozen=True, config=_READ)
@@ -128,6 +130,12 @@ class Row:
             (run for run in self.runs if run.status == "done"), key=lambda run: (run.error_pct or 0.0, run.seed)
         )
         return done[(len(done) - 1) // 2] if done else None
+
+    @property
+    def probed(self) -> Run | None:
+        """The run whose signal is shown: the one in the middle where it was probed, or the first that was."""
+        middle = self.middle
+        return middle if middle and middle.probes else next((run for run in self.runs if run.probes), None)
 
 
 @dataclass(frozen=True, config=_READ)

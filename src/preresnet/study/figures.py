@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preresnet.study.content import Row
+from preresnet.study import heatmaps
+from preresnet.study.content import Row, Run
 from preresnet.train import curves
 from preresnet.train.curves import COLOURS, FAINT, PAPER, TEXT, Curve
 
@@ -112,6 +113,17 @@ def _curve_words(curve: Curve) -> str:
                 f"{what} {start:.{digits}f}{unit} at step {first:,} and {end:.{digits}f}{unit} at step {last:,}"
             )
     return f"{curve.label}: {'; '.join(words)}." if words else f"{curve.label}: nothing measured."
+
+
+def signal(name: str, label: str, run: Run, others: Sequence[Run]) -> Picture:
+    """Signal and gradient of a run along depth and training, in the colours of ``others`` too."""
+    first, last = run.probes[0], run.probes[-1]
+    words = f"{len(first['x_rms'])} units, {len(run.probes)} probes."
+    for key, what in (("x_rms", "Signal x"), ("gradient", "Gradient at x")):
+        told = [f"{line[key][0]:.3g} to {line[key][-1]:.3g} at step {line['step']:,}" for line in (first, last)]
+        words += f" {what}, first unit to the end: {', '.join(dict.fromkeys(told))}."
+    figure = heatmaps.draw({label: run.probes}, [one.probes for one in others])
+    return Picture(name, f"Signal and gradient, {label}", words, figure)
 
 
 def by_class(name: str, label: str, evaluation: Mapping[str, Any]) -> Picture:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preresnet.study import figures, report
+from preresnet.study import figures, heatmaps, report
 from preresnet.study.content import Row, Run, Study
 from preresnet.study.figures import MARK, Picture
 from preresnet.train import checkpoint, curves
@@ -34,6 +34,7 @@ class Shown:
     study: Study
     ident: str
     curves: dict[str, Picture]
+    signals: dict[str, Picture]
     trained: dict[str, Trained]
 
 
@@ -70,7 +71,7 @@ def _shown(studies: Sequence[Study]) -> Iterator[Shown]:
         while ident in taken:
             ident += "-again"
         taken.add(ident)
-        yield Shown(study, ident, _curves(study, ident), _trained(study, ident))
+        yield Shown(study, ident, _curves(study, ident), _signals(study, ident), _trained(study, ident))
 
 
 def _curves(study: Study, ident: str) -> dict[str, Picture]:
@@ -85,6 +86,17 @@ def _curves(study: Study, ident: str) -> dict[str, Picture]:
             other = other if other is not None and with_lines[other.row] else None
             found[row.row] = figures.training(f"{ident}-{_slug(row.row)}-curves", row, other)
     return found
+
+
+def _signals(study: Study, ident: str) -> dict[str, Picture]:
+    """A picture of each row with a run that was probed along training, all in the same colours."""
+    probed = [(row, run) for row in study.rows if (run := row.probed) is not None]
+    return {
+        row.row: figures.signal(
+            f"{ident}-{_slug(row.row)}-signal", f"{row.label}, seed {run.seed}", run, [one for _, one in probed]
+        )
+        for row, run in probed
+    }
 
 
 def _trained(study: Study, ident: str) -> dict[str, Trained]:
@@ -108,6 +120,7 @@ def _trained(study: Study, ident: str) -> dict[str, Trained]:
 
 def _pictures(shown: Shown) -> Iterator[Picture]:
     yield from shown.curves.values()
+    yield from shown.signals.values()
     for trained in shown.trained.values():
         yield from trained.pictures.values()
 
@@ -122,9 +135,10 @@ def _render(shown: Sequence[Shown], folders: Sequence[Path]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"pct": _pct, "signed": _signed, "number": _number}
+    environment.filters |= {"pct": _pct, "signed": _signed, "number": _number, "short": _short}
     environment.filters |= {"words": _WORDS.__getitem__, "split": curves.split_words, "quoted": _quoted}
     environment.globals |= {"points": _points, "summary": _summary, "machines": _machines, "mistakes": _mistakes}
+    environment.globals |= {"depths": _depths}
     titles = [one.study.title for one in shown]
     template = environment.get_template("report.html.j2")
     return template.render(shown=shown, title="; ".join(titles), folders=[str(place) for place in folders], mark=MARK)
@@ -153,6 +167,18 @@ def _machines(study: Study) -> list[str]:
         words += [f"{name} {value}" for name, value in versions.items() if value]
         found.append(", ".join(word for word in words if word))
     return [one for one in dict.fromkeys(found) if one]
+
+
+def _depths(run: Run) -> list[list[float | None]]:
+    """What heat maps show, as a table: step; signal, residual, gradient at both ends; straight share at the first."""
+    return [
+        [
+            line["step"],
+            *(line[key][unit] for key in ("x_rms", "residual_rms", "gradient") for unit in (0, -1)),
+            heatmaps.shares(line)[0],
+        ]
+        for line in run.probes
+    ]
 
 
 def _points(rows: Sequence[Row]) -> list[list[float | None]]:
@@ -192,6 +218,10 @@ def _signed(value: float | None) -> str:
 
 def _number(value: float | None, digits: int = 0) -> str:
     return NOTHING if value is None else f"{value:,.{digits}f}"
+
+
+def _short(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.3g}".replace("-", MINUS)
 
 
 def _count(number: int, thing: str) -> str:

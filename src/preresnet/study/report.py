@@ -14,9 +14,10 @@ from preresnet.recipe import Recipe
 from preresnet.spec import explain, to_json
 from preresnet.study import statistics
 from preresnet.study.content import STUDY_FILE, Printed, Row, Run, Statistics, Study
-from preresnet.train import folder, runlog
+from preresnet.train import folder, runlog, watch
 
 _EVALUATION = ("split", "error_pct", "classes", "confusion", "calibration")  # of `inference.full_report`
+_PROBE = ("step", "x_rms", "residual_rms", "gradient", "straight", "rest")  # of `series.line`
 # No change of a recipe: the label names the network, and how often to look changes no result.
 _UNCHANGED = ("network", "log_every", "eval_every", "save_every")
 
@@ -82,7 +83,10 @@ def _run(place: Path, said: Run | None) -> Run:
             f"{place / folder.EVALUATION_FILE} does not hold {', '.join(missing)}; "
             f"`preresnet evaluate {place} --json` prints what belongs there"
         )
-    lines = runlog.read(place)
+    lines, probes = runlog.read(place), watch.read(place)
+    missing = [name for name in _PROBE if not all(name in line for line in probes)]
+    if missing:
+        raise ValueError(f"{place / watch.WATCH_FILE} has lines without {', '.join(missing)}; move it away")
     found = Run(
         seed=result.get("seed", 0),
         folder=place,
@@ -93,6 +97,7 @@ def _run(place: Path, said: Run | None) -> Run:
         result=result,
         lines=lines,
         evaluation=stored["evaluation"],
+        probes=probes,
     )
     if said is None:
         return found

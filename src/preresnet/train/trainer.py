@@ -15,7 +15,7 @@ import preresnet.device as devices
 from preresnet import inference, trained
 from preresnet.data import augment, sets
 from preresnet.data.files import ImageFiles
-from preresnet.data.loaders import evaluations, fit, training_batches
+from preresnet.data.loaders import evaluations, fit, fixed_batch, training_batches
 from preresnet.data.sets import Images
 from preresnet.model import memory, native, weights
 from preresnet.model.network import Network, build
@@ -24,6 +24,7 @@ from preresnet.spec import NetSpec, to_json
 from preresnet.train import checkpoint, curves, folder, runlog
 from preresnet.train.capture import Steps, own_stream
 from preresnet.train.optim import set_lr, sgd
+from preresnet.train.watch import Watch, Watching
 
 
 class InterruptedRunError(Exception):
@@ -55,8 +56,12 @@ class State:
         return {name: getattr(self, name) for name in names}
 
 
-def train(request: folder.Request) -> dict[str, Any]:
+def train(request: folder.Request, watch: Watch | None = None) -> dict[str, Any]:
     """Train, evaluate, and leave in ``request.out`` all that came of it.
+
+    Args:
+        request: what to train, and where.
+        watch: looks at the network on the way; the result does not depend on it.
 
     Returns:
         The content of ``result.json``: the error at the last step, and everything needed to repeat it.
@@ -93,7 +98,7 @@ def train(request: folder.Request) -> dict[str, Any]:
     free = devices.free_bytes(device)
     log.say(f"memory plan {plan}: {predicted / 2**30:.2f} GiB predicted, {free / 2**30:.1f} GiB free")
     try:
-        _loop(state, request, data, normalisation.to(device), device, precision, log, kept)
+        _loop(state, request, data, normalisation.to(device), device, precision, log, kept, watch)
     finally:
         log.close()
     result = _result(request, state, data, spec, device, precision) | {
@@ -129,20 +134,28 @@ def _loop(
     precision: Precision,
     log: runlog.RunLog,
     kept: dict[str, str],
+    watch: Watch | None,
 ) -> None:
     recipe, last = request.recipe, request.recipe.schedule.steps
     small_steps = int(recipe.data.small_share * last) if recipe.data.small_size else 0
+    train_images = data.train.to(device)
     batches = training_batches(
-        data.train.to(device),
-        recipe.data,
-        normalisation,
-        recipe.global_batch,
-        request.seed,
-        small_steps,
-        request.workers,
+        train_images, recipe.data, normalisation, recipe.global_batch, request.seed, small_steps, request.workers
     )
     held = data.evaluation.to(device)
     state.model.train()
+    watching = watch and Watching(
+        watch,
+        request.out,
+        state.model,
+        lambda count: fixed_batch(train_images, recipe.data, normalisation, count),
+        start=state.step,
+        last=last,
+        trained=state.train_seconds,
+        say=log.say,
+    )
+    if watching and state.step == 0:
+        watching.look(0)
     window = _Window(state)
     step = Steps(state.model, state.optimizer, recipe.norm_batch, precision)
     with _Signals() as signals, own_stream(device):
@@ -154,6 +167,8 @@ def _loop(
             set_lr(state.optimizer, lr)
             window.add(*step(x, y))
             state.step += 1
+            if watching:
+                window.begin += watching.look(state.step)  # no time of training
             done, stop = state.step == last, signals.received
             if not (done or stop or any(state.step % every == 0 for every in _rhythms(recipe))):
                 continue  # nothing below is due, and nothing above waited for the device
@@ -173,6 +188,9 @@ def _loop(
             if stop and not done:
                 raise InterruptedRunError(stop, state.step, request.out)
             window = _Window(state)
+    if watching:
+        share = 100 * watching.seconds / (watching.seconds + state.train_seconds)
+        log.say(f"{watching.count} probes took {watching.seconds:.1f} s, {share:.1f} % of the time of this run")
 
 
 def _evaluate(

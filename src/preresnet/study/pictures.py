@@ -1,0 +1,224 @@
+"""How does a probe look along depth: norms, what f changes, gradient parts, factors and their products?"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+Numbers = Sequence[float | None]
+Row = Literal["signal", "activation", "gradient", "angle", "decay"]
+Line = Literal["signal", "activation", "factor", "product", "straight", "gradient"]
+ROWS: tuple[Row, ...] = get_args(Row)
+FORMATS = (".png", ".svg")
+
+
+def draw(probes: Mapping[str, Mapping[str, Any]], path: Path, rows: Sequence[Row] = ROWS) -> None:
+    """Networks side by side, depth to the right.
+
+    Args:
+        probes: by title, `preresnet.study.probe.Probe.as_dict`.
+        path: of the picture, ``.png`` or ``.svg``.
+        rows: what to show, from above: the signal; what f changes of y (Eq. 2); the gradient and its parts (Eq. 5) and
+            the angle between them; products of factors and what is left of the gradient (Eq. 7 and 8).
+    """
+    plt = _plotting(path)
+    figure, axes = plt.subplots(
+        len(rows),
+        len(probes),
+        figsize=(2.6 + 4.2 * len(probes), 0.9 + 2.3 * len(rows)),
+        sharex="col",
+        sharey="row",
+        squeeze=False,
+    )
+    drawing = {
+        "signal": _signal,
+        "activation": _activation,
+        "gradient": _gradient,
+        "angle": _angle,
+        "decay": _decay,
+    }
+    for column, (title, found) in enumerate(probes.items()):
+        axes[0, column].set_title(title, fontsize=11)
+        axes[-1, column].set_xlabel("residual unit")
+        axes[-1, column].xaxis.get_major_locator().set_params(integer=True)
+        for row, name in enumerate(rows):
+            axis = axes[row, column]
+            word = drawing[name](axis, found)
+            if column == 0:
+                axis.set_ylabel(word)
+            for boundary in _boundaries(found):
+                axis.axvline(boundary, color="0.85", linewidth=1, zorder=0)
+    for row, name in enumerate(rows):
+        keys = {label: key for axis in axes[row] for key, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        if keys:  # beside the picture, where no line can be
+            place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+            axes[row, -1].legend(keys.values(), keys, fontsize=8, frameon=False, **place)
+        if name == "decay":
+            _limit(axes[row, 0])
+    _save(figure, path)
+
+
+def _signal(axis: Any, found: Mapping[str, Any]) -> str:
+    axis.set_yscale("log")
+    _line(axis, found["forward"]["x_rms"], "signal x", "tab:blue")
+    _line(axis, found["forward"]["residual_rms"], "residual F", "tab:orange")
+    return "root mean square"
+
+
+def _gradient(axis: Any, found: Mapping[str, Any]) -> str:
+    axis.set_yscale("log")
+    _line(axis, found["backward"]["gradient"], "gradient at x", "black", linewidth=3, alpha=0.3)
+    _line(axis, found["backward"]["straight"], "straight through the shortcuts", "tab:blue")
+    _line(axis, found["backward"]["rest"], "through the weight layers", "tab:orange")
+    return "norm of a sample's gradient"
+
+
+def _decay(axis: Any, found: Mapping[str, Any]) -> str:
+    axis.set_yscale("log")
+    _line(axis, found["joins"]["product"], "product of shortcut factors", "tab:blue", style="--")
+    _line(axis, _relative(found["backward"]["straight"]), "straight part, relative to the end", "tab:blue")
+    _line(axis, _relative(found["backward"]["gradient"]), "gradient, relative to the end", "black", alpha=0.3)
+    return "factor"
+
+
+def _activation(axis: Any, found: Mapping[str, Any]) -> str:
+    _line(axis, found["forward"]["sum_negative_share"], "share of y that is negative", "tab:green")
+    _line(axis, found["forward"]["changed"], "change from y to the next x", "tab:red")
+    return "share"
+
+
+def _angle(axis: Any, found: Mapping[str, Any]) -> str:
+    axis.set_ylim(-1.05, 1.05)
+    _line(axis, found["backward"]["cosine"], "cosine between the parts", "tab:purple")
+    _line(axis, found["backward"]["cancelled_share"], "share of samples that nearly cancel", "tab:brown", style="--")
+    return "cosine, or share"
+
+
+def draw_pairs(probes: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """How far x_L - x_l is from the sum of the residuals between, for l the first unit of a run.
+
+    Args:
+        probes: by title, for each run of units ``first`` (its name) and ``from_first``, the deviation for each L.
+        path: of the picture.
+    """
+    plt = _plotting(path)
+    figure, axes = plt.subplots(1, len(probes), figsize=(1.2 + 4.4 * len(probes), 3.6), sharey=True, squeeze=False)
+    for axis, (title, runs) in zip(axes[0], probes.items(), strict=True):
+        axis.set_yscale("log")
+        for number, run in enumerate(runs):
+            _line(axis, run["from_first"], f"from {run['first']}", f"C{number}")
+        axis.axhline(2.0**-24, color="0.6", linewidth=1, linestyle=":")
+        axis.set_title(title, fontsize=11)
+        axis.set_xlabel("units passed")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    axes[0, 0].set_ylabel("deviation from Eq. 4, relative to x")
+    axes[0, 0].legend(fontsize=8, frameon=False)
+    place = {"fontsize": 8, "color": "0.4", "ha": "right", "va": "bottom"}
+    axes[0, 0].text(0.98, 2.0**-24, "rounding of float32", transform=axes[0, 0].get_yaxis_transform(), **place)
+    _save(figure, path)
+
+
+def draw_lines(probes: Mapping[str, Mapping[str, Any]], panels: Sequence[Line], path: Path) -> None:
+    """Several networks as lines of one panel, a panel for each thing measured, two in a row.
+
+    Args:
+        probes: by title.
+        panels: what to show: ``signal``; ``activation``, what f changes of y; ``factor`` of each
+            shortcut (Eq. 6) and their ``product`` to the end (Eq. 7); the ``straight`` part of the gradient and the
+            whole ``gradient``, relative to the end (Eq. 8).
+        path: of the picture.
+    """
+    plt = _plotting(path)
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.9 + 4.4 * columns, 0.3 + 3.5 * rows), squeeze=False)
+    colours = [f"C{number % 10}" for number in range(len(probes))]
+    for axis, name in zip(axes.flat, panels, strict=True):
+        part, key, title, logarithmic = _LINES[name]
+        if logarithmic:
+            axis.set_yscale("log")
+        for colour, (label, found) in zip(colours, probes.items(), strict=True):
+            values = found[part][key]
+            _line(axis, _relative(values) if part == "backward" else values, label, colour)
+        axis.set_xlabel("residual unit")
+        axis.set_title(title, fontsize=11)
+        if logarithmic:
+            _limit(axis)
+    # each is named, also where all its values are 0 and a logarithmic axis shows none
+    keys = [plt.Line2D([], [], color=colour, label=label) for colour, label in zip(colours, probes, strict=True)]
+    axes[rows // 2, -1].legend(handles=keys, fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _save(figure, path)
+
+
+_LINES: dict[Line, tuple[str, str, str, bool]] = {
+    "signal": ("forward", "x_rms", "signal x, root mean square", True),
+    "activation": ("forward", "changed", "change from y to the next x", False),
+    "factor": ("joins", "factor", "factor of each shortcut", False),
+    "product": ("joins", "product", "product of the factors, to the end", True),
+    "straight": ("backward", "straight", "straight part of the gradient, over the end's", True),
+    "gradient": ("backward", "gradient", "whole gradient, over the end's", True),
+}
+
+
+def require_format(path: Path) -> None:
+    """Refuse a picture of another kind.
+
+    Raises:
+        ValueError: the suffix is none of `FORMATS`.
+    """
+    if path.suffix not in FORMATS:
+        raise ValueError(f"{path}: a picture is {' or '.join(FORMATS)}")
+
+
+def _plotting(path: Path) -> Any:
+    require_format(path)
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, path: Path) -> None:
+    from matplotlib import pyplot
+
+    for axis in figure.axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+def _line(axis: Any, values: Numbers, label: str, colour: Any, style: str = "-", **more: Any) -> None:
+    # a logarithmic axis has no place for 0
+    shown = [math.nan if value is None or (value == 0 and axis.get_yscale() == "log") else value for value in values]
+    if all(math.isnan(value) for value in shown):
+        return
+    more.setdefault("linewidth", 1.4)
+    marker = "." if len(shown) <= 20 else ""
+    axis.plot(range(1, len(shown) + 1), shown, style, color=colour, label=label, marker=marker, **more)
+
+
+def _relative(values: Numbers) -> list[float | None]:
+    end = values[-1]
+    return [value / end if value is not None and end else None for value in values]
+
+
+def _boundaries(found: Mapping[str, Any]) -> list[float]:
+    """Between the units of two stages, where names say so: ``stages.1.units.0`` or ``layer2.0``."""
+    parents = [name.rsplit(".", 1)[0] for name in found["units"]]
+    return [
+        unit + 0.5 for unit in range(1, len(parents)) if parents[unit] != parents[unit - 1] and _are_stages(parents)
+    ]
+
+
+def _are_stages(parents: Sequence[str]) -> bool:
+    """Whether some units share a parent: then another parent is another stage."""
+    return len(set(parents)) < len(parents)
+
+
+def _limit(axis: Any) -> None:
+    """A product of 1e-300 shall not flatten all else: below 1e-20 is below the rounding of anything."""
+    low, high = axis.get_ylim()
+    axis.set_ylim(max(low, 1e-20 * min(high, 1.0)), high)

@@ -1,0 +1,69 @@
+"""What does a probe along training measure, and how does the series look?"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from preresnet.model.network import Network
+from preresnet.study import heatmaps
+from preresnet.study.probe import Probe, probe
+from preresnet.train.watch import Watch, read
+
+PICTURE_FILE = "probe.png"
+IMAGES, LAYER_IMAGES = 32, 4000  # of a probe: 32 of up to 125 layers, 4 of 1001, so that its memory stays small
+
+
+def watch(every: int | Literal["auto"]) -> Watch:
+    """A probe on the way of a run.
+
+    Args:
+        every: steps; ``auto``: as often as at most 3 % of the run's time allow, and a hundred times at most.
+
+    Raises:
+        ValueError: not a positive number.
+    """
+    return Watch(every, lambda depth: max(4, min(IMAGES, LAYER_IMAGES // depth)), measure)
+
+
+def measure(model: Network, x: Tensor, y: Tensor) -> dict[str, Any]:
+    """One line of ``probe.jsonl``.
+
+    Args:
+        model: left as it is.
+        x: (n, c, h, w).
+        y: (n,) labels.
+    """
+    return line(probe(model, (x, y)))
+
+
+def line(found: Probe) -> dict[str, Any]:
+    """The short form of a probe: what moves along training, at four digits."""
+    return {
+        "loss": short(found.loss),
+        **{name: short(found.forward[name]) for name in ("x_rms", "residual_rms", "sum_negative_share", "changed")},
+        **{name: short(found.joins[name]) for name in ("factor", "product")},
+        **{name: short(found.backward[name]) for name in ("gradient", "straight", "rest", "cosine")},
+        "dead": sum(one["dead"] for one in found.dead.values()),
+        "channels": sum(one["channels"] for one in found.dead.values()),
+        "unmoved": sum(one["unmoved"] for one in found.norms.values()),
+        "scales": sum(one["scales"] for one in found.norms.values()),
+    }
+
+
+def short(value: Any) -> Any:
+    """Numbers at four digits, at any depth of lists and mappings."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, list | tuple):
+        return [short(one) for one in value]
+    if isinstance(value, dict):
+        return {name: short(one) for name, one in value.items()}
+    return value
+
+
+def draw(folder: Path, title: str = "", path: Path | None = None) -> None:
+    """The heat maps of a run, in its folder unless a path is given; nothing where nothing was probed."""
+    lines = read(folder)
+    if lines:
+        heatmaps.write({title or folder.name: lines}, path or folder / PICTURE_FILE)

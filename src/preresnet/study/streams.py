@@ -1,0 +1,228 @@
+"""Where are the residual additions of a network, and what enters each of them in one pass?
+
+Three ways, tried in this order: units that the user names; the joins of a network of this package; the graph that
+``torch.export`` makes of any other module (`preresnet.study.graphs`). All give the same: the additions along the one
+stream that everything from input to output has to pass, each with its shortcut and its residual.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from preresnet.model import memory
+from preresnet.model.network import Network, set_fused
+from preresnet.model.preactivation import Norm
+from preresnet.model.shortcuts import IdentityJoin, ScaledJoin, ZeroPad
+from preresnet.model.units import ResidualUnit
+
+
+@dataclass(frozen=True)
+class Addition:
+    """One residual addition as it was computed: y_l = h(x_l) + F(x_l).
+
+    Args:
+        name: of its unit.
+        x: x_l, what enters shortcut and residual (behind a shared pre-activation).
+        shortcut: h(x_l), as it was added.
+        residual: F(x_l), as it was added.
+        sum: y_l.
+        factor: lambda where the shortcut is exactly lambda * x_l (1 for an identity); None for any other.
+        reference: what ``shortcut`` is a multiple of, where that is not x_l itself (x_l brought to another shape).
+    """
+
+    name: str
+    x: Tensor
+    shortcut: Tensor
+    residual: Tensor
+    sum: Tensor
+    factor: float | None
+    reference: Tensor | None = None
+
+
+@dataclass
+class Pass:
+    """What one pass leaves behind.
+
+    Args:
+        cut: whether every residual is added without its gradient, so that the backward pass knows shortcuts alone.
+
+    Attributes:
+        additions: in the order of execution.
+        active: for each ReLU, by name, which of its channels were above zero anywhere: (c,) bool.
+    """
+
+    cut: bool = False
+    additions: list[Addition] = field(default_factory=list)
+    active: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(
+        self,
+        name: str,
+        x: Tensor,
+        shortcut: Tensor,
+        residual: Tensor,
+        factor: float | None,
+        reference: Tensor | None = None,
+    ) -> Tensor:
+        """Add shortcut and residual, and take note."""
+        # what is cut stays a variable, so that a last sum without a shortcut has a gradient too
+        total = shortcut + (residual.detach().requires_grad_() if self.cut else residual)
+        self.additions.append(Addition(name, x, shortcut, residual, total, factor, reference))
+        return total
+
+    def relu(self, name: str, y: Tensor) -> None:
+        """Take note of which channels (dimension 1; the last one of a sequence) a ReLU lets through."""
+        if self.cut or y.ndim < 2:
+            return
+        channel = 1 if y.ndim in (2, 4, 5) else y.ndim - 1
+        self.active[name] = (y.detach() > 0).transpose(0, channel).flatten(1).any(1)
+
+
+class Stream(Protocol):
+    """A network whose residual additions are known."""
+
+    def run(self, inputs: tuple[Any, ...], kwargs: dict[str, Any], taken: Pass) -> Any:
+        """One forward pass; ``taken`` is filled. Returns what the network returns."""
+        ...
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """The same network with the same parameters (not copies of them) and buffers and hooks of its own.
+
+    What a pass leaves in buffers (statistics of norms) stays there, and the model never notices.
+    """
+    shared: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    try:
+        return copy.deepcopy(model, shared)
+    except Exception as error:  # modules may hold anything: locks, open files, tensors of a graph
+        raise ValueError(
+            f"cannot copy the structure of {type(model).__name__} ({type(error).__name__}: {error}); "
+            "a probe works on a copy that shares the parameters. Take out of the module what cannot be copied"
+        ) from None
+
+
+def find(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    units: Sequence[str] = (),
+    *,
+    training: bool,
+) -> Stream:
+    """The stream of a network.
+
+    Args:
+        model: never changed.
+        inputs: an example of its positional arguments; the stream is that of the first.
+        kwargs: an example of its keyword arguments.
+        units: names of modules that each compute x + F(x); given, nothing is searched.
+        training: whether norms use the statistics of the batch, and dropout drops.
+
+    Raises:
+        ValueError: no residual addition was found, or a name fits no module.
+    """
+    other = twin(model).train(training)
+    if units:
+        return _Named(other, units)
+    if isinstance(other, Network):
+        return _Joined(other)
+    from preresnet.study import graphs
+
+    return graphs.exported(other, inputs, kwargs)
+
+
+class _Joined:
+    """A network of this package: every join tells its two summands."""
+
+    def __init__(self, model: Network) -> None:
+        set_fused(model, False)  # plain operations: a part of the graph can be differentiated on its own
+        memory.set_plan(model, "plain")
+        self._model = model
+        self._taken = Pass()
+        for name, module in model.named_modules():
+            if isinstance(module, ResidualUnit):
+                module.join = _Watched(name, module.join, self.note)
+            if isinstance(module, nn.ReLU) or (isinstance(module, Norm) and module.relu):
+                module.register_forward_hook(partial(self._relu, name))
+
+    def _relu(self, name: str, _: nn.Module, __: Any, y: Tensor) -> None:
+        self._taken.relu(name, y)
+
+    def note(self, name: str, join: nn.Module, x: Tensor, residual: Tensor) -> Tensor:
+        shortcut, residual = join.parts(x, residual)  # type: ignore[operator]
+        dtype = residual.dtype
+        h = getattr(join, "shortcut", nn.Identity())
+        factor, reference = None, None
+        if isinstance(h, ZeroPad):
+            with torch.no_grad():
+                reference = h(x)
+        elif isinstance(h, nn.Identity) and isinstance(join, IdentityJoin | ScaledJoin):
+            factor = join.scale.shortcut if isinstance(join, ScaledJoin) else 1.0
+        return self._taken.add(name, x, shortcut, residual, factor, reference).to(dtype)
+
+    def run(self, inputs: tuple[Any, ...], kwargs: dict[str, Any], taken: Pass) -> Any:
+        self._taken = taken
+        return self._model(*inputs, **kwargs)
+
+
+class _Watched(nn.Module):
+    """Stands in a unit of a twin where its join was."""
+
+    def __init__(self, name: str, join: nn.Module, note: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.name, self.join, self._note = name, join, note
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self._note(self.name, self.join, x, residual)
+
+
+class _Named:
+    """Units named by the user: what leaves is what enters plus a residual."""
+
+    def __init__(self, model: nn.Module, units: Sequence[str]) -> None:
+        modules = dict(model.named_modules())
+        missing = [name for name in units if not modules.get(name)]
+        if missing:
+            some = ", ".join(name for name in list(modules)[1:12])
+            raise ValueError(f"no module {', '.join(map(repr, missing))}; this network has {some}, ...")
+        self._model = model
+        self._taken = Pass()
+        for name in units:
+            modules[name].register_forward_hook(partial(self._note, name))
+        for name, module in modules.items():
+            if isinstance(module, nn.ReLU):
+                module.register_forward_hook(partial(self._relu, name))
+
+    def _relu(self, name: str, _: nn.Module, __: Any, y: Tensor) -> None:
+        self._taken.relu(name, y)
+
+    def _note(self, name: str, _: nn.Module, args: tuple[Any, ...], y: Any) -> Any:
+        x, result = args[0] if args else None, y[0] if isinstance(y, tuple) else y
+        if not (isinstance(x, Tensor) and isinstance(result, Tensor)):
+            raise ValueError(f"unit {name!r} does not take and give a tensor first; name modules that do")
+        if x.shape != result.shape:
+            raise ValueError(
+                f"unit {name!r} changes the shape from {tuple(x.shape)} to {tuple(result.shape)}, so it is not "
+                "x + F(x); name only units whose shapes agree, or none, to have the additions found"
+            )
+        total = self._taken.add(name, x, x, result - x, 1.0)
+        return (total, *y[1:]) if isinstance(y, tuple) else total
+
+    def run(self, inputs: tuple[Any, ...], kwargs: dict[str, Any], taken: Pass) -> Any:
+        self._taken = taken
+        return self._model(*inputs, **kwargs)
+
+
+@contextmanager
+def same_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """PyTorch's generators start from ``seed`` inside, and are as they were afterwards."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
