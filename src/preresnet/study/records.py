@@ -96,7 +96,7 @@ def results(records: Path) -> str:
 
 
 def _in_order(folder: Path) -> list[Path]:
-    order = {row_name(row): place for place, row in enumerate(ROWS)}
+    order = {row_name(row): place for place, row in reversed(list(enumerate(ROWS)))}  # the first table counts
     return sorted(
         (row for row in folder.iterdir() if any(row.glob("seed*.json"))),
         key=lambda row: (order.get(row.name, len(order)), row.name),
