@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -202,7 +203,7 @@ def test_a_network_that_cannot_be_measured_does_not_end_the_run(tmp_path: Path) 
         found.look(step)
     assert said == [f"step {step} was not probed: the loss is nan" for step in (0, 5, 10)]
     assert watch.read(tmp_path) == []
-    series.draw(tmp_path)
+    series.draw(tmp_path, "a run")
     assert not (tmp_path / "probe.png").exists()
 
 
@@ -228,11 +229,22 @@ def test_a_table_a_folder_and_pictures(run: Path, tmp_path: Path, capsys: pytest
     found = json.loads((out / "probe.json").read_text())
     assert [one["images"] for one in found["probes"].values()] == [8, 8]
     assert found["versions"]["torch"] == torch.__version__
-    for name in ("probe.png", "run-training.png"):
+    for name in ("probe.png", "training.png"):
         with Image.open(out / name) as picture:
             assert picture.width > 400
     assert call(*arguments) == 2
     assert "already exists and is not empty; give another --out" in capsys.readouterr().err
+
+
+def test_runs_of_one_name_are_told_apart(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("a", "b"):
+        shutil.copytree(run, tmp_path / place / "seed0")
+    drawn: list[list[str]] = []
+    monkeypatch.setattr(pictures, "draw", lambda probes, path: drawn.append(list(probes)))
+    monkeypatch.setattr(heatmaps, "write", lambda runs, path: drawn.append(list(runs)))
+    names = [str(tmp_path / place / "seed0") for place in ("a", "b")]
+    assert call("probe", names[0], "--against", names[1], "--out", str(tmp_path / "out"), "--batch", "4") == 0
+    assert drawn == [names, names]
 
 
 def test_bad_input_of_the_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -242,7 +254,9 @@ def test_bad_input_of_the_command(run: Path, capsys: pytest.CaptureFixture[str])
         (["resnet8-preact", "--verdict"], "a verdict needs labelled images"),
         (["resnet8-preact", "--against", "resnet8-preact"], "the same name is given twice"),
         ([str(run), "--data", "cifar10"], "takes images of 1 channels, cifar10 has 3"),
-        ([str(run / "nothing.safetensors")], "nothing.safetensors"),
+        ([str(run / "nothing.safetensors")], "there is no run, weights file or specification"),
+        ([str(run / "nothing")], "there is no run, weights file or specification"),
+        ([str(run.parent)], "no weights.safetensors in"),
     ):
         assert call("probe", *arguments) == 2
         assert words in capsys.readouterr().err
