@@ -9,7 +9,7 @@ from preresnet.paper.networks import at_depth, network
 from preresnet.paper.studies import STUDIES, chosen, row_name, study
 from preresnet.paper.tables import FAIL_PCT, ROWS, TABLE_5, Row
 
-BY_RECIPE: dict[str, Row] = {row.recipe: row for row in (*TABLE_5, *ROWS)}  # of two crops the larger
+BY_RECIPE: dict[str, Row] = {row.recipe: row for row in ROWS}  # of two crops the larger
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.text)
@@ -50,7 +50,7 @@ def test_table_5() -> None:
 
 def test_every_table_is_a_study_and_its_rows_have_names_of_their_own() -> None:
     assert list(STUDIES) == ["table1", "table2", "table3", "table4", "table5", "figure1", "figure3", "figure6"]
-    for number in range(1, 5):
+    for number in range(1, 6):
         assert STUDIES[f"table{number}"].rows == tuple(row for row in ROWS if row.table == number)
     for one in STUDIES.values():
         assert len({row_name(row) for row in one.rows}) == len({row.label for row in one.rows}) == len(one.rows)
@@ -107,4 +107,4 @@ def test_a_depth_that_does_not_exist() -> None:
 def test_the_page_of_printed_numbers_has_table_5() -> None:
     page = (Path(__file__).parents[1] / "docs" / "guide" / "paper.md").read_text()
     for row in TABLE_5:
-        assert f"| {row.label} | {row.error_pct} | {row.top5_pct} |" in page
+        assert f"| `{row.recipe}` | {row.error_pct} | {row.top5_pct} | {row.label} |" in page

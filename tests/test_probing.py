@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import preresnet
 from preresnet.cli import main
-from preresnet.data import augment, sets
+from preresnet.data import loaders, sets
 from preresnet.data.loaders import TrainingBatches
 from preresnet.recipe import Recipe
 from preresnet.study import heatmaps, pictures, series, verdict
@@ -123,6 +123,12 @@ class Clock:
         return self.now
 
 
+def fixed_digits(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    data = small().data
+    train = sets.load(data, None).train
+    return loaders.fixed_batch(train, data, loaders.fit(train, data), count)
+
+
 def watched(
     folder: Path, clock: Clock, cost: float, steps: int = 1000, stop: int = 1000, start: int = 0
 ) -> watch.Watching:
@@ -133,12 +139,8 @@ def watched(
         return {}
 
     model = preresnet.create_model("resnet8-preact", in_channels=1, seed=0)
-    data = sets.load(small().data, None).train
-    normalisation = augment.fit(data.pixels, small().data)
     every = watch.Watch("auto", lambda depth: 4, measure)
-    found = watch.Watching(
-        every, folder, model, data, normalisation, start=start, last=steps, trained=float(start), say=print
-    )
+    found = watch.Watching(every, folder, model, fixed_digits, start=start, last=steps, trained=float(start), say=print)
     for step in range(start, stop + 1):
         if step > start or step == 0:
             clock.now += (step > 0) + clock.slow * (step == 1)
@@ -198,15 +200,12 @@ def test_a_network_that_cannot_be_measured_does_not_end_the_run(tmp_path: Path) 
     def measure(*_: object) -> dict[str, Any]:
         raise ValueError("the loss is nan")
 
-    data = sets.load(small().data, None).train
-    normalisation = augment.fit(data.pixels, small().data)
     model = preresnet.create_model("resnet8-preact", in_channels=1, seed=0)
     found = watch.Watching(
         watch.Watch(5, lambda depth: 4, measure),
         tmp_path,
         model,
-        data,
-        normalisation,
+        fixed_digits,
         start=0,
         last=10,
         trained=0.0,
@@ -296,7 +295,7 @@ def test_svg_and_other_pictures(tmp_path: Path) -> None:
 def digits(count: int, batch: int = 32) -> list[tuple[torch.Tensor, torch.Tensor]]:
     data = small().data
     loaded = sets.load(data, None)
-    batches = TrainingBatches(loaded.train, data, augment.fit(loaded.train.pixels, data), batch, 0)
+    batches = loaders.training_batches(loaded.train, data, loaders.fit(loaded.train, data), batch, 0)
     return [batches.at(step) for step in range(count)]
 
 

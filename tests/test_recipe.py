@@ -49,7 +49,7 @@ def test_one_cycle_rises_to_the_peak_and_ends_near_zero(steps: int, warmup: int)
     [
         (lambda: Recipe(network="x", data=DataSpec(name="digits"), global_batch=0), "global_batch=0"),
         (lambda: Recipe(network="x", data=DataSpec(name="digits"), norm_batch=48), "norm_batch=48"),
-        (lambda: DataSpec(name="mnist"), "'digits', 'cifar10' or 'cifar100'"),  # type: ignore[arg-type]
+        (lambda: DataSpec(name="mnist"), "'digits', 'cifar10', 'cifar100', 'imagenet' or 'folder'"),  # type: ignore[arg-type]
         (lambda: DataSpec(name="digits", pad=-1), "pad=-1"),
         (lambda: DataSpec(name="digits", holdout=-5), "holdout=-5"),
         (lambda: Optim(momentum=1.0), "momentum=1.0"),

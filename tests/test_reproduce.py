@@ -230,7 +230,12 @@ def test_a_shortened_table_is_labelled_and_kept_apart(
     found = manifest(out)
     assert found["scale"] == {"steps": 8, "batch": 8, "depth": 8}
     assert [row["row"] for row in found["rows"]][:2] == ["cifar10-resnet8-original", "cifar10-resnet8-bn-after"]
-    assert found["rows"][1]["paper"] == {"error_pct": 8.17, "fail": False, "spread": ""}
+    assert found["rows"][1]["paper"] == {
+        "error_pct": 8.17,
+        "top5_error_pct": None,
+        "fail": False,
+        "spread": "",
+    }
     assert all(claim["evidence"].startswith("Shortened (steps=8, ") for claim in found["claims"])
     assert {claim["answer"] for claim in found["claims"]} == {"not enough runs"}
     assert {"lower error", "lower early training loss"} <= {claim["kind"] for claim in found["claims"]}
@@ -341,7 +346,7 @@ def test_a_dry_run_lists_runs_and_their_cost(tmp_path: Path, capsys: pytest.Capt
     assert "timed steps of two shallow networks" in said
 
 
-def test_table_5_can_be_counted_but_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_of_table_5(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["reproduce", "table5", "--rows", "resnet152-original", "--seeds", "1"]
     assert main([*given, "--dry-run", "--json"]) == 0
     runs = json.loads(capsys.readouterr().out)["runs"]
@@ -349,7 +354,7 @@ def test_table_5_can_be_counted_but_not_run(tmp_path: Path, capsys: pytest.Captu
     assert [run["folder"] for run in runs] == ["imagenet-resnet152-original/seed0"] * 2
     assert [run["images"] for run in runs] == [90 * 5_005 * 256, 0]  # tested twice, trained once
     assert main([*given, "--out", str(tmp_path / "study")]) == 2
-    assert "training on imagenet is not there yet" in capsys.readouterr().err
+    assert "imagenet is not downloaded; give the folder that holds train/ and val/" in capsys.readouterr().err
     assert not (tmp_path / "study").exists()
 
 

@@ -175,6 +175,20 @@ class Branching(nn.Module):
         return self.unit(x) if x.sum().item() > 0 else -self.unit(x)
 
 
+class SomeCache:
+    """What language models answer beside their logits, and no exported graph can return."""
+
+
+class Caching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.unit = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, use_cache: bool = True) -> Any:
+        y = x + self.unit(x)
+        return (y, SomeCache()) if use_cache else y
+
+
 def plain() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10))
 
@@ -188,6 +202,9 @@ def test_what_was_found_and_what_to_name() -> None:
     with pytest.raises(ValueError, match=r"torch.export cannot read Branching .* units="):
         probe(Branching(), torch.ones(2, 4))
     assert probe(Branching(), torch.ones(2, 4), units=["unit"]).units == ("unit",)
+    with pytest.raises(ValueError, match=r"torch.export cannot read Caching .*add use_cache=False to the batch"):
+        probe(Caching(), {"x": torch.ones(2, 4)})
+    assert len(probe(Caching(), {"x": torch.ones(2, 4), "use_cache": False}).units) == 1
     with pytest.raises(ValueError, match=r"no module 'conv'; this network has 0, 1, 2, 3"):
         probe(model, x, units=["conv"])
     with pytest.raises(ValueError, match=r"unit '0' changes the shape from \(2, 3, 8, 8\) to \(2, 4, 6, 6\)"):

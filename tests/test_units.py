@@ -11,7 +11,7 @@ from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from preresnet.model.network import Network, build
-from preresnet.model.shortcuts import Gate, GatedJoin, PlainJoin, Projection, ZeroPad
+from preresnet.model.shortcuts import Gate, GatedJoin, Mask, PlainJoin, Projection, ZeroPad
 from preresnet.model.units import ResidualUnit
 from preresnet.paper.networks import ORDERS, network
 from preresnet.spec import (
@@ -217,6 +217,23 @@ def test_dropout_masks_the_shortcut(rescale: bool) -> None:
     shortcut = taps[f"{unit}.sum"] - taps[f"{unit}.residual"]
     expected = taps[f"{unit}.input"] * (1.0 if rescale else 0.75)
     assert torch.allclose(shortcut, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("p", [0.5, 0.25, 0.3])
+def test_a_mask_keeps_its_share_of_independent_elements(p: float) -> None:
+    """0.3 is no number of bytes, and takes PyTorch's way."""
+    torch.manual_seed(0)
+    x = torch.full((16, 16, 30, 30), 3.0).contiguous(memory_format=torch.channels_last).requires_grad_()
+    masked = Mask(p)(x)
+    masked.sum().backward()
+    assert x.grad is not None
+    assert torch.allclose(x.grad, masked.detach() / 3)
+    assert masked.is_contiguous(memory_format=torch.channels_last)
+    kept = (masked.detach() / 3).permute(0, 2, 3, 1).flatten()
+    assert ((kept == 0) | ((kept - 1).abs() < 1e-6)).all()
+    assert float(kept.mean()) == pytest.approx(1 - p, abs=0.005)
+    for apart in (1, 7, 8, 16):
+        assert float((kept[:-apart] * kept[apart:]).mean()) == pytest.approx((1 - p) ** 2, abs=0.005)
 
 
 def test_a_plain_network_has_no_shortcut() -> None:

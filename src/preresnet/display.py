@@ -1,6 +1,7 @@
 """What does a person see in the terminal?"""
 
 import json
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -8,7 +9,7 @@ from rich.table import Table
 
 from preresnet.paper.networks import network, network_names
 from preresnet.paper.recipes import recipe, recipe_names
-from preresnet.paper.tables import ROWS
+from preresnet.paper.tables import printed
 
 
 def models(as_json: bool) -> None:
@@ -31,12 +32,11 @@ def _shortcut_words(shortcut: Any) -> str:
 
 def recipes(as_json: bool) -> None:
     """Every recipe that has a name, with what the paper printed for it."""
-    printed = {row.recipe: row for row in reversed(ROWS)}  # the first table that prints a number is named
     recipes = {name: recipe(name) for name in recipe_names()}
     if as_json:
         entries = []
         for name, one in recipes.items():
-            row = printed.get(name)
+            row = printed(name)
             entries.append(
                 {
                     "name": name,
@@ -52,7 +52,7 @@ def recipes(as_json: bool) -> None:
         return
     table = Table("recipe", "steps", "batch", "learning rate", "printed", title="Recipes")
     for name, one in recipes.items():
-        row = printed.get(name)
+        row = printed(name)
         error = "" if row is None else "fail" if row.error_pct is None else f"{row.error_pct:.2f} %"
         schedule = one.schedule
         table.add_row(
@@ -63,7 +63,7 @@ def recipes(as_json: bool) -> None:
             f"Table {row.table}: {error}" if row else "",
         )
     _show(table)
-    print("Any network of `preresnet list models` trains as cifar10/NETWORK or cifar100/NETWORK.")
+    print("Any network of `preresnet list models` trains as cifar10/, cifar100/ or imagenet/NETWORK.")
 
 
 def description(found: dict[str, Any]) -> None:
@@ -106,9 +106,10 @@ def description(found: dict[str, Any]) -> None:
 def evaluation(report: dict[str, Any]) -> None:
     """What `preresnet.inference.full_report` found, with its ``split``."""
     out = Console(highlight=False)
+    top5 = f"top-5 error {report['top5_error_pct']:.2f} %; " if len(report["classes"]) > 10 else ""
     out.print(
         f"[bold]{report['split']} error {report['error_pct']:.2f} %[/]: {report['num_wrong']:,} of "
-        f"{report['num_images']:,} images wrong; loss {report['loss']:.4f}; "
+        f"{report['num_images']:,} images wrong; {top5}loss {report['loss']:.4f}; "
         f"calibration error {report['calibration']['ece_pct']:.2f} %"
     )
     table = Table("class", title="By class")
@@ -206,7 +207,7 @@ def study(found: dict[str, Any]) -> None:
         table.add_column("(paper, at full length)", justify="right", style="dim")
     for row in found["rows"]:
         paper = [_paper_words(row["paper"])] if has_paper else []
-        cells = _statistics_words(row["statistics"])
+        cells = _statistics_words(row["statistics"], _top5(row))
         table.add_row(row["label"], *([*cells, *paper] if short else [*paper, *cells]))
     _show(table)
     for row in found["rows"]:
@@ -236,14 +237,23 @@ def _paper_words(paper: dict[str, Any] | None) -> str:
         return ""
     if paper["fail"]:
         return "fail"
+    if paper.get("top5_error_pct") is not None:
+        return f"{paper['error_pct']:.2f} (top-5 {paper['top5_error_pct']:.2f})"
     return f"{paper['error_pct']:.2f}" + (f" ({paper['spread']})" if paper["spread"] else "")
 
 
-def _statistics_words(found: dict[str, Any] | None) -> list[str]:
+def _top5(row: dict[str, Any]) -> str:
+    """Median top-5 error, where the paper prints one."""
+    found = [run["top5_error_pct"] for run in row["runs"] if run.get("top5_error_pct") is not None]
+    is_printed = row["paper"] and row["paper"].get("top5_error_pct") is not None
+    return f" (top-5 {median(found):.2f})" if found and is_printed else ""
+
+
+def _statistics_words(found: dict[str, Any] | None, top5: str) -> list[str]:
     if found is None:
         return ["", "0", "", "", ""]
     return [
-        "fail" if found["median"] is None else f"{found['median']:.2f}",
+        "fail" if found["median"] is None else f"{found['median']:.2f}{top5}",
         str(found["n"]),
         "" if found["std"] is None else f"{found['mean']:.2f} ± {found['std']:.2f}",
         "" if found["interval"] is None else "{:.2f} to {:.2f}".format(*found["interval"]),

@@ -7,7 +7,8 @@ from pydantic.dataclasses import dataclass
 
 from preresnet.spec import STRICT, require
 
-DataName = Literal["digits", "cifar10", "cifar100"]
+DataName = Literal["digits", "cifar10", "cifar100", "imagenet", "folder"]
+STREAMED = ("imagenet", "folder")  # read from image files while training; the others lie in memory
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -16,13 +17,25 @@ class DataSpec:
     """Images, how they are normalised and how they are augmented."""
 
     name: DataName
-    """Data set."""
+    """Data set. imagenet and folder are image files in train/CLASS/ and val/CLASS/; imagenet has 1,000 classes."""
     image_size: int = 32
-    """Height and width of the network's input; smaller images are padded with zeros to it."""
+    """Height and width of the network's input in training; smaller images are padded with zeros to it."""
     normalise: Literal["per_pixel_mean", "channel_mean_std"] = "per_pixel_mean"
     """per_pixel_mean subtracts the training set's mean image (2015 paper, Section 4.2); channel_mean_std subtracts a
     mean and divides by a standard deviation a channel (fb.resnet.torch). The first batch norm removes the difference
-    in scale."""
+    in scale. Image files take the second, with the numbers of ImageNet: a mean image has one size, and the paper tests
+    on larger crops than it trains on."""
+    augment: Literal["pad", "scale", "aspect"] = "pad"
+    """How a crop is taken: pad, around the image (sets in memory). For image files: scale, the shorter side at random
+    in ``shorter_side``, then a random crop and AlexNet's colour noise (paper, appendix); aspect, 8 to 100 % of the
+    area at 3/4 to 4/3, then brightness, contrast, saturation and colour noise (fb.resnet.torch; Table 5, dagger)."""
+    shorter_side: tuple[int, int] = (256, 480)
+    """Lowest and highest shorter side; ``augment`` scale only (2015 paper, Section 3.4)."""
+    test_crops: tuple[int, ...] = ()
+    """Sizes of the centre crops that image files are tested on. The first gives the error; the others are measured at
+    the last step."""
+    test_sides: tuple[int, ...] = ()
+    """For each test crop, the shorter side that images are resized to before it is cut."""
     pad: int = 4
     """Zeros added on each side, after normalisation, before the random crop (2015 paper, Section 4.2); 0: no crop."""
     flip: bool = True
@@ -44,6 +57,31 @@ class DataSpec:
         )
         require(0 <= self.small_share <= 1, f"small_share={self.small_share}; it must be between 0 and 1")
         require(self.holdout >= 0, f"holdout={self.holdout}; it must be 0 (none) or more")
+        (self._check_files if self.name in STREAMED else self._check_resident)()
+
+    def _check_resident(self) -> None:
+        words = f"is for image files ({' and '.join(STREAMED)}), not for {self.name}"
+        require(self.augment == "pad", f"augment={self.augment} {words}; use pad")
+        require(not self.test_crops and not self.test_sides, f"test_crops={self.test_crops} {words}; leave them out")
+
+    def _check_files(self) -> None:
+        require(self.augment != "pad", f"augment=pad is for sets in memory, not for {self.name}; use scale or aspect")
+        require(self.pad == 0, f"pad={self.pad}; image files are cropped, not padded: it must be 0")
+        require(self.normalise == "channel_mean_std", f"normalise={self.normalise}; image files take channel_mean_std")
+        require(self.small_size == 0, f"small_size={self.small_size}; image files take 0")
+        low, high = self.shorter_side
+        require(
+            self.augment != "scale" or self.image_size <= low <= high,
+            f"shorter_side={self.shorter_side}; it must rise, and hold a crop of image_size={self.image_size}",
+        )
+        require(
+            bool(self.test_crops) and len(set(self.test_crops)) == len(self.test_crops) == len(self.test_sides),
+            f"test_crops={self.test_crops}, test_sides={self.test_sides}; give one or more crops, and a side for each",
+        )
+        require(
+            all(1 <= crop <= side for crop, side in zip(self.test_crops, self.test_sides, strict=True)),
+            f"test_crops={self.test_crops} do not fit test_sides={self.test_sides}",
+        )
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -10,14 +10,13 @@ import torch
 
 from preresnet import device as devices
 from preresnet import inference
-from preresnet.data import images, sets
+from preresnet.data import crops, images, sets
 from preresnet.data.augment import Normalisation
 from preresnet.model import weights
 from preresnet.model.network import Network
-from preresnet.recipe import DataSpec, Precision
+from preresnet.recipe import STREAMED, DataSpec, Precision
 from preresnet.spec import from_json, to_json
 
-TOP = 5
 PREDICT_BATCH = 64
 
 
@@ -64,7 +63,8 @@ def predict(
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The likeliest classes of image files.
 
-    An image is brought to the size of the data set's own images (square, centred), then padded as they were.
+    An image is brought to the size of the data set's own images (square, centred), then padded as they were; for a
+    network of image files, its first test crop is cut.
 
     Args:
         trained: from `open_weights`.
@@ -76,11 +76,10 @@ def predict(
         For each readable file ``{"image", "top": [{"class", "probability"}, ...]}``, likeliest first; and for each
         other file, what is wrong with it.
     """
-    _, channels, native = sets.SHAPES[trained.data.name]
     readable, pixels, broken = [], [], {}
     for path in paths:
         try:
-            pixels.append(images.read(path, channels, native))
+            pixels.append(_pixels(path, trained.data))
             readable.append(path)
         except ValueError as error:
             broken[str(path)] = str(error)
@@ -89,9 +88,9 @@ def predict(
     normalisation = trained.normalisation.to(device)
     answer = inference.answering(trained.model, precision)
     for start in range(0, len(readable), PREDICT_BATCH):
-        batch = sets.pad(torch.stack(pixels[start : start + PREDICT_BATCH]), trained.data.image_size).to(device)
+        batch = torch.stack(pixels[start : start + PREDICT_BATCH]).to(device)
         output = answer(normalisation(batch).permute(0, 3, 1, 2))
-        likeliest = output.float().softmax(1).topk(min(TOP, len(trained.classes)), dim=1)
+        likeliest = output.float().softmax(1).topk(min(inference.TOP, len(trained.classes)), dim=1)
         for path, values, labels in zip(
             readable[start : start + PREDICT_BATCH], likeliest.values.tolist(), likeliest.indices.tolist(), strict=True
         ):
@@ -101,3 +100,11 @@ def predict(
             ]
             answers.append({"image": str(path), "top": top})
     return answers, broken
+
+
+def _pixels(path: Path, data: DataSpec) -> torch.Tensor:
+    if data.name in STREAMED:
+        side, crop = data.test_sides[0], data.test_crops[0]
+        return images.pixels(crops.centre(images.open_image(path, side), side, crop))
+    _, channels, native = sets.SHAPES[data.name]
+    return sets.pad(images.read(path, channels, native).unsqueeze(0), data.image_size)[0]

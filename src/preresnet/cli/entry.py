@@ -88,9 +88,12 @@ class Train:
     seed: int = 0
     """Seed of weights, order of images, augmentation and dropout."""
     data_root: Path | None = None
-    """Folder with the official CIFAR folder (python or binary) in it; without it the set is downloaded."""
+    """Folder with the official CIFAR folder (python or binary), or with train/CLASS/ and val/CLASS/, in it; without it
+    CIFAR is downloaded."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    workers: int | None = None
+    """Processes that read image files; by default one for each core but one."""
     resume: bool = False
     """Continue the run in --out, or start it if there is none."""
     memory: Literal["auto", "plain", "recompute", "units", "sqrt"] = "auto"
@@ -117,6 +120,7 @@ class Train:
             device=self.device,
             resume=self.resume,
             memory=self.memory,
+            workers=self.workers,
             name=self.name,
             command=command_line(),
         )
@@ -147,7 +151,9 @@ class Evaluate:
     run_or_weights: Annotated[Positional[Path], arg(metavar="RUN|WEIGHTS")]
     """A run folder or a .safetensors file."""
     data_root: Path | None = None
-    """Folder with the official CIFAR folder in it; without it the set is downloaded."""
+    """Folder with the official CIFAR folder, or train/ and val/, in it; without it CIFAR is downloaded."""
+    crop: int | None = None
+    """Of image files: another of the recipe's test crops than the first (data.test_crops)."""
     split: Literal["auto", "test", "holdout"] = "auto"
     """auto: held-out images where the run held some out, the test set otherwise."""
     device: str = "auto"
@@ -162,7 +168,7 @@ class Evaluate:
         from preresnet import device as devices
         from preresnet import inference, trained
         from preresnet.data import sets
-        from preresnet.data.loaders import evaluation_batches
+        from preresnet.data.loaders import evaluations
 
         found = trained.open_weights(self.run_or_weights)
         spec = found.data
@@ -171,8 +177,11 @@ class Evaluate:
         data = sets.load(replace(spec, holdout=0) if self.split == "test" else spec, self.data_root)
         device = devices.choose(self.device)
         devices.place(found.model, device)
-        batches = evaluation_batches(data.evaluation.to(device), found.normalisation.to(device))
-        output, labels = inference.logits(found.model, batches, devices.resolve(self.precision, device))
+        passes = evaluations(data.evaluation.to(device), spec, found.normalisation.to(device))
+        crop = next(iter(passes)) if self.crop is None else self.crop
+        if crop not in passes:
+            raise ValueError(f"--crop {crop}; this network's test crops are {', '.join(map(str, passes))}")
+        output, labels = inference.logits(found.model, passes[crop], devices.resolve(self.precision, device))
         report = {"split": data.split, **inference.full_report(output, labels, data.classes)}
         if self.json:
             print(json.dumps(report))

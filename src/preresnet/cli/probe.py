@@ -23,10 +23,10 @@ class Probe:
     """A network by name or as a JSON file (with initial weights), a run folder, or a .safetensors file."""
     against: tuple[str, ...] = ()
     """More networks or runs, measured on the same images and drawn beside the first."""
-    data: Literal["auto", "noise", "digits", "cifar10", "cifar100"] = "auto"
+    data: Literal["auto", "noise", "digits", "cifar10", "cifar100", "imagenet", "folder"] = "auto"
     """auto: what a run was trained on; noise (normally distributed pixels) for initial weights."""
     data_root: Path | None = None
-    """Folder with the official CIFAR folder in it; without it the set is downloaded."""
+    """Folder with the official CIFAR folder, or train/ and val/, in it; without it CIFAR is downloaded."""
     batch: int = 64
     """Images in a batch."""
     batches: int = 1

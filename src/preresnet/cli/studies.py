@@ -38,7 +38,8 @@ class Reproduce:
     scale: str = ""
     """Shorten, for example steps=2000,batch=64,depth=20; the schedule keeps its shape."""
     data_root: Path | None = None
-    """Folder with the official CIFAR folder (python or binary) in it; without it the set is downloaded."""
+    """Folder with the official CIFAR folder (python or binary), or with train/CLASS/ and val/CLASS/, in it; without it
+    CIFAR is downloaded."""
     executor: Literal["local", "ray"] = "local"
     """local: processes on this machine. ray: a Ray cluster (pip install 'preresnet[cluster]')."""
     jobs: int = 1
@@ -88,7 +89,8 @@ class Sweep:
     seeds: int = 1
     """Runs a combination, with the seeds from 0."""
     data_root: Path | None = None
-    """Folder with the official CIFAR folder (python or binary) in it; without it the set is downloaded."""
+    """Folder with the official CIFAR folder (python or binary), or with train/CLASS/ and val/CLASS/, in it; without it
+    CIFAR is downloaded."""
     executor: Literal["local", "ray"] = "local"
     """local: processes on this machine. ray: a Ray cluster (pip install 'preresnet[cluster]')."""
     jobs: int = 1
@@ -115,7 +117,7 @@ def _do(plan: "Plan", given: Reproduce | Sweep) -> tuple[int, dict[str, Any] | N
         from preresnet.study import cost
 
         said = (lambda line: None) if given.json else (lambda line: print(line, file=sys.stderr, flush=True))
-        predicted = cost.predict(plan, given.seeds, given.device, given.out, said)
+        predicted = cost.predict(plan, given.seeds, given.device, given.out, given.data_root, said)
         print(json.dumps(predicted)) if given.json else display.predicted(predicted)
         return 0, None
     if given.out is None:

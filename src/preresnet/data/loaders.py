@@ -1,35 +1,33 @@
-"""Which images make up the batch of a given step, and how is a whole set passed through once?"""
+"""How does training see the batch of a step, and how is a whole set passed through once?"""
 
 from collections.abc import Iterator
-from functools import lru_cache
+from typing import Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from preresnet.data import augment, files
 from preresnet.data.augment import Normalisation, apply, draw
+from preresnet.data.files import FileBatches, ImageFiles
+from preresnet.data.order import Order, generator
 from preresnet.data.sets import Images
 from preresnet.recipe import DataSpec
 
 
-def generator(seed: int, stream: str, index: int) -> torch.Generator:
-    """An independent CPU generator for one purpose at one point of a run.
+class Batches(Protocol):
+    """Augmented batches as a pure function of the step."""
 
-    Because it depends on nothing but its arguments, a run can be resumed, or one batch replayed, from the step alone.
-    """
-    words = np.random.SeedSequence([seed, *stream.encode(), index]).generate_state(2)
-    return torch.Generator().manual_seed(int(words[0]) << 31 ^ int(words[1]))
+    def at(self, step: int) -> tuple[Tensor, Tensor]:
+        """(batch, c, h, w) float32 in channels_last, and (batch,) int64 labels, on the device that trains."""
+        ...
 
 
 class TrainingBatches:
-    """Augmented batches as a pure function of the step.
-
-    Epochs follow each other without a gap: the permutations of all epochs form one stream, and step k takes its images
-    k * batch to (k + 1) * batch, so that every image is seen equally often (the paper counts steps, not epochs).
+    """Augmented batches of images that lie on the device that trains.
 
     Args:
-        images: training images, on the device that trains.
+        images: training images, on that device.
         spec: augmentation.
         normalisation: of the training set, on the same device.
         batch: images a step.
@@ -49,23 +47,8 @@ class TrainingBatches:
         self.images = images
         self.spec = spec
         self.normalisation = normalisation
-        self.batch = batch
-        self.seed = seed
+        self.order = Order(len(images), batch, seed)
         self.small_steps = small_steps
-        self._permutation = lru_cache(maxsize=2)(self._draw_permutation)
-
-    def _draw_permutation(self, epoch: int) -> Tensor:
-        return torch.randperm(len(self.images), generator=generator(self.seed, "order", epoch))
-
-    def indices(self, step: int) -> Tensor:
-        """Which images step ``step`` (counted from 0) trains on: (batch,) int64."""
-        start, parts, missing = step * self.batch, [], self.batch
-        while missing:
-            epoch, offset = divmod(start, len(self.images))
-            part = self._permutation(epoch)[offset : offset + missing]
-            parts.append(part)
-            start, missing = start + len(part), missing - len(part)
-        return torch.cat(parts)
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """The batch of a step.
@@ -73,15 +56,49 @@ class TrainingBatches:
         Returns:
             (batch, c, h, w) float32 in channels_last, smaller in the first ``small_steps``; (batch,) int64 labels.
         """
-        taken = self.images.take(self.indices(step).to(self.images.pixels.device, non_blocking=True))
+        taken = self.images.take(self.order.indices(step).to(self.images.pixels.device, non_blocking=True))
         x = self.normalisation(taken.pixels)
         if self.spec.pad or self.spec.flip:
-            choices = draw(self.batch, self.spec, generator(self.seed, "augment", step))
+            choices = draw(len(taken), self.spec, generator(self.order.seed, "augment", step))
             x = apply(x, choices, self.spec.pad)
         x = x.permute(0, 3, 1, 2)
         if step < self.small_steps:
             x = F.interpolate(x, size=(self.spec.small_size,) * 2, mode="bilinear", antialias=True)
         return x, taken.labels
+
+
+def training_batches(
+    images: Images | ImageFiles,
+    spec: DataSpec,
+    normalisation: Normalisation,
+    batch: int,
+    seed: int,
+    small_steps: int = 0,
+    workers: int | None = None,
+) -> Batches:
+    """What training sees, for images in memory or in files; ``workers`` are processes that read files."""
+    if isinstance(images, ImageFiles):
+        return FileBatches(images, spec, normalisation, batch, seed, workers)
+    return TrainingBatches(images, spec, normalisation, batch, seed, small_steps)
+
+
+def fit(images: Images | ImageFiles, spec: DataSpec) -> Normalisation:
+    """The normalisation of a set: from its training images, or, for files, the numbers of ImageNet."""
+    return files.normalisation() if isinstance(images, ImageFiles) else augment.fit(images.pixels, spec)
+
+
+def fixed_batch(
+    images: Images | ImageFiles, spec: DataSpec, normalisation: Normalisation, count: int
+) -> tuple[Tensor, Tensor]:
+    """So many images, always the same, without augmentation, spread over the set: files are sorted by class."""
+    count = min(count, len(images))
+    chosen = torch.arange(count) * len(images) // count
+    if isinstance(images, ImageFiles):
+        side = max(spec.image_size, spec.test_sides[0] * spec.image_size // spec.test_crops[0])
+        passes = files.centre_batches(images.take(chosen), side, spec.image_size, normalisation, workers=0, batch=count)
+    else:
+        passes = evaluation_batches(images.take(chosen.to(images.pixels.device)), normalisation, batch=count)
+    return next(passes)
 
 
 def evaluation_batches(
@@ -91,3 +108,18 @@ def evaluation_batches(
     for start in range(0, len(images), batch):
         pixels = images.pixels[start : start + batch]
         yield normalisation(pixels).permute(0, 3, 1, 2), images.labels[start : start + batch]
+
+
+def evaluations(
+    images: Images | ImageFiles, spec: DataSpec, normalisation: Normalisation, workers: int | None = None
+) -> dict[int, Iterator[tuple[Tensor, Tensor]]]:
+    """Every pass over the evaluated images, by the size of its crop; the first gives the error.
+
+    Images in memory have one, whole.
+    """
+    if not isinstance(images, ImageFiles):
+        return {spec.image_size: evaluation_batches(images, normalisation)}
+    return {
+        crop: files.centre_batches(images, side, crop, normalisation, workers)
+        for crop, side in zip(spec.test_crops, spec.test_sides, strict=True)
+    }

@@ -6,11 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from preresnet.data import cifar, digits
-from preresnet.recipe import DataSpec
+from preresnet.data import cifar, digits, files
+from preresnet.data.files import ImageFiles
+from preresnet.recipe import STREAMED, DataSpec
 
 # classes, channels, height and width; known without reading a file, so that bad input is found before the data are
 SHAPES: dict[str, tuple[int, int, int]] = {"digits": (10, 1, 8), "cifar10": (10, 3, 32), "cifar100": (100, 3, 32)}
+TEST_IMAGES = {"digits": digits.NUM_TEST, "cifar10": 10_000, "cifar100": 10_000, "imagenet": 50_000}
 
 HOLDOUT_SEED = 2016  # one split for all runs, so that their held-out errors can be compared
 
@@ -51,27 +53,41 @@ class ImageSet:
     """
 
     classes: tuple[str, ...]
-    train: Images
-    evaluation: Images
+    train: Images | ImageFiles
+    evaluation: Images | ImageFiles
     split: str
 
 
+def shape(spec: DataSpec, root: Path | None) -> tuple[int, int]:
+    """Classes and channels of a data set; of ``folder`` by looking into it.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    if spec.name in SHAPES:
+        return SHAPES[spec.name][:2]
+    return files.CLASSES.get(spec.name) or len(files.classes(spec.name, root)), 3
+
+
 def load(spec: DataSpec, root: Path | None) -> ImageSet:
-    """Read a data set, padded to ``spec.image_size``, with ``spec.holdout`` applied.
+    """Read a data set, padded to ``spec.image_size``, with ``spec.holdout`` applied; of image files, their names.
 
     Args:
         spec: which set, and how many training images to hold out.
-        root: folder that holds the official files; None downloads them (CIFAR only; digits need no file).
+        root: folder that holds the official files, or train/ and val/; None downloads them (CIFAR; digits need no
+            file).
 
     Raises:
         ValueError: a file is missing, truncated or altered (it is named); the images are larger than the network's
             input; more images are held out than there are.
     """
-    if spec.name == "digits":
-        classes, train, test = digits.read()
+    training: Images | ImageFiles
+    testing: Images | ImageFiles
+    if spec.name in STREAMED:
+        classes, training, testing = files.read(spec.name, root)
     else:
-        classes, train, test = cifar.read(spec.name, root)
-    training, testing = (Images(pad(pixels, spec.image_size), labels) for pixels, labels in (train, test))
+        classes, train, test = digits.read() if spec.name == "digits" else cifar.read(spec.name, root)
+        training, testing = (Images(pad(pixels, spec.image_size), labels) for pixels, labels in (train, test))
     if spec.holdout == 0:
         return ImageSet(classes, training, testing, "test")
     if spec.holdout >= len(training):

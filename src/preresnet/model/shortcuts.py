@@ -144,6 +144,26 @@ class GatedJoin(nn.Module):
         return (shortcut + scaled).to(residual.dtype)
 
 
+class Mask(nn.Dropout):
+    """Sets elements to zero with probability p in training, and scales nothing.
+
+    On a CPU, PyTorch draws a number for every element, one after the other: 54 masks then take longer than the rest of
+    a training step of 110 layers. Here eight elements share a draw of 64 bits, where a byte can express p exactly.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(n, c, h, w) -> the same, some elements 0; in evaluation, the input."""
+        x = input
+        if not self.training or self.p == 0:
+            return x
+        dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+        if x.device.type != "cpu" or not dense or self.p * 256 % 1 or torch.compiler.is_compiling():
+            return (1 - self.p) * super().forward(x)
+        drawn = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
+        kept = drawn.view(torch.uint8)[: x.numel()] >= int(self.p * 256)
+        return x * kept.as_strided(x.size(), x.stride())
+
+
 class DropoutJoin(nn.Module):
     """y = dropout(h(x)) + F. Paper: Fig. 2(f).
 
@@ -154,13 +174,16 @@ class DropoutJoin(nn.Module):
         super().__init__()
         self.shortcut = shortcut
         self.rescale = dropout.rescale
-        self.dropout = nn.Dropout(dropout.p)
+        self.dropout = Mask(dropout.p)
 
     def parts(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """The two summands: the masked h(x), and F."""
-        kept = self.dropout(self.shortcut(x))  # kept elements are divided by the share that is kept
-        # not rescaled: the mask alone in training, its expectation in evaluation
-        return kept if self.rescale else (1 - self.dropout.p) * kept, residual
+        kept = self.dropout(self.shortcut(x))
+        if self.rescale and self.training:
+            kept = kept / (1 - self.dropout.p)
+        elif not self.rescale and not self.training:
+            kept = (1 - self.dropout.p) * kept  # what the mask leaves on average
+        return kept, residual
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """Both (n, c, h, w) after the shortcut -> (n, c, h, w)."""

@@ -1,8 +1,9 @@
 """How did the paper train each network, and which recipes are our own?"""
 
 import difflib
+from dataclasses import replace
 
-from preresnet.paper.networks import network
+from preresnet.paper.networks import IMAGENET_UNITS, network
 from preresnet.paper.tables import ROWS
 from preresnet.recipe import DataSpec, Optim, Recipe, Schedule
 
@@ -19,6 +20,40 @@ def _authors_code(name: str) -> Recipe:
         schedule=Schedule(steps=156_400, milestones=(62_560, 94_622), warmup_steps=0),
         global_batch=64,
     )
+
+
+# Table 5. The appendix gives batch and learning rate but not the length; 90 epochs is that of fb.resnet.torch, whose
+# training gave the table's last row. The set is that of ILSVRC 2012.
+IMAGENET_IMAGES, IMAGENET_EPOCHS = 1_281_167, 90
+EPOCH = -(-IMAGENET_IMAGES // 256)
+
+
+def _imagenet(name: str) -> Recipe:
+    """Table 5: batch 256 as 32 on each of 8 GPUs, so norms of 32; no warm-up; tested at 320, at the end at 224 too."""
+    if not network(name).stem.activated:
+        raise ValueError(f"{name} is a network for CIFAR; ImageNet's have {', '.join(map(str, IMAGENET_UNITS))} layers")
+    return Recipe(
+        network=name,
+        data=DataSpec(
+            name="imagenet",
+            image_size=224,
+            normalise="channel_mean_std",
+            augment="scale",
+            test_crops=(320, 224),
+            test_sides=(320, 256),
+            pad=0,
+        ),
+        schedule=Schedule(steps=IMAGENET_EPOCHS * EPOCH, milestones=(30 * EPOCH, 60 * EPOCH), warmup_steps=0),
+        global_batch=256,
+        norm_batch=32,
+        eval_every=EPOCH,
+    )
+
+
+def _facebooks(name: str) -> Recipe:
+    """Table 5's dagger, as fb.resnet.torch trains: scale and aspect ratio, Nesterov."""
+    base = _imagenet(name)
+    return replace(base, data=replace(base.data, augment="aspect"), optim=Optim(nesterov=True))
 
 
 # Not the paper's: apart by name, never compared with a printed number.
@@ -43,18 +78,22 @@ OWN: dict[str, Recipe] = {
     ),
 }
 
-VARIANTS = {"cifar10/resnet1001-preact-batch64": _authors_code("resnet1001-preact")}
+VARIANTS = {
+    "cifar10/resnet1001-preact-batch64": _authors_code("resnet1001-preact"),
+    "imagenet/resnet200-preact-aspect": _facebooks("resnet200-preact"),
+}
 
 
 def recipe_names() -> list[str]:
-    """Every recipe by name: each row of Tables 1 to 4 once, the smaller networks, then our own."""
+    """Every recipe by name: each row of Tables 1 to 5 once, the smaller networks, then our own."""
     return list(dict.fromkeys([row.recipe for row in ROWS] + list(SMALL) + list(OWN)))
 
 
 def recipe(name: str) -> Recipe:
     """The recipe that a name stands for.
 
-    ``cifar10/NETWORK`` and ``cifar100/NETWORK`` give the paper's recipe for any network of `network`, listed or not.
+    ``cifar10/NETWORK``, ``cifar100/NETWORK`` and ``imagenet/NETWORK`` give the paper's recipe for any network of
+    `network`, listed or not.
 
     Paper: appendix, "implementation details"; 2015 paper, Section 4.2.
 
@@ -68,12 +107,12 @@ def recipe(name: str) -> Recipe:
     if name in known:
         return known[name]
     data, _, net = name.partition("/")
-    if data == "cifar10" or data == "cifar100":
+    if data in ("cifar10", "cifar100", "imagenet"):
         try:
             network(net)
+            return _imagenet(net) if data == "imagenet" else Recipe(network=net, data=DataSpec(name=data))
         except ValueError as error:
             raise ValueError(f"no recipe {name!r}{_suggest(name)} ({error})") from None
-        return Recipe(network=net, data=DataSpec(name=data))
     raise ValueError(f"no recipe {name!r}{_suggest(name)}; `preresnet list recipes` shows all")
 
 

@@ -8,10 +8,6 @@ from pydantic.dataclasses import dataclass
 from preresnet.paper.tables import TABLE_1, TABLE_2, TABLE_3, TABLE_4, TABLE_5, Row
 from preresnet.spec import STRICT
 
-# The appendix gives batch and learning rate but not the length; 90 epochs is that of fb.resnet.torch, whose training
-# gave the last row of Table 5. The set is that of ILSVRC 2012.
-IMAGENET_IMAGES, IMAGENET_BATCH, IMAGENET_EPOCHS = 1_281_167, 256, 90
-
 
 @dataclass(frozen=True, config=STRICT)
 class Study:

@@ -183,4 +183,10 @@ TABLE_5 = (
     _imagenet("resnet200-preact", "200 layers, pre-activation, scale and aspect ratio", 20.1, 4.8, variant="aspect"),
 )
 
-ROWS: tuple[Row, ...] = TABLE_1 + TABLE_2 + TABLE_3 + TABLE_4
+
+ROWS: tuple[Row, ...] = TABLE_1 + TABLE_2 + TABLE_3 + TABLE_4 + TABLE_5
+
+
+def printed(recipe: str) -> Row | None:
+    """The row that first prints a number for a recipe: of two test crops the larger, which training evaluates."""
+    return max((row for row in ROWS if row.recipe == recipe), key=lambda row: row.test_crop or 0, default=None)

@@ -4,6 +4,7 @@ The fields of ``study.json``, and for each run what its folder holds beside them
 """
 
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 import pydantic
@@ -22,11 +23,13 @@ class Printed:
         error_pct: test error, per cent; None where it printed "fail" or nothing.
         fail: it printed "fail", an error above 20 %.
         spread: mean +- standard deviation of five runs, where it printed them.
+        top5_error_pct: of the five likeliest answers; Table 5 only.
     """
 
     error_pct: float | None
     fail: bool = False
     spread: str = ""
+    top5_error_pct: float | None = None
 
 
 @dataclass(frozen=True, config=_READ)
@@ -61,6 +64,7 @@ class Run:
         folder: of the run; in ``study.json`` relative to it.
         status: ``waiting``, ``running``, ``done`` or ``failed``; ``running`` may also have been interrupted.
         error_pct: at the last step, per cent; None before.
+        top5_error_pct: the same for the five likeliest answers; None where it was not measured.
         message: why it failed.
         step: last step that was measured.
         result: ``result.json``, or what ``run.json`` and ``recipe.json`` say of an unfinished run.
@@ -73,6 +77,7 @@ class Run:
     folder: Path
     status: Status
     error_pct: float | None = None
+    top5_error_pct: float | None = None
     message: str = ""
     step: int = 0
     result: dict[str, Any] = pydantic.Field(default_factory=dict)
@@ -111,6 +116,12 @@ class Row:
     def split(self) -> str:
         """Of the images on which the errors were measured."""
         return next((run.result["split"] for run in self.runs if "split" in run.result), "test")
+
+    @property
+    def top5(self) -> float | None:
+        """Median top-5 error, where the paper prints one."""
+        found = [run.top5_error_pct for run in self.runs if run.top5_error_pct is not None]
+        return median(found) if found and self.paper and self.paper.top5_error_pct is not None else None
 
     @property
     def middle(self) -> Run | None:

@@ -17,10 +17,8 @@ import torch
 import preresnet.device as devices
 from preresnet import inference
 from preresnet.data import sets
-from preresnet.model.describe import default_size, multiply_adds
+from preresnet.model.describe import multiply_adds
 from preresnet.model.network import build
-from preresnet.paper.networks import network
-from preresnet.paper.studies import IMAGENET_BATCH, IMAGENET_EPOCHS, IMAGENET_IMAGES
 from preresnet.recipe import Optim, Precision, Recipe
 from preresnet.spec import NetSpec
 from preresnet.study.plan import Plan, PlannedRow, run_folder
@@ -29,7 +27,6 @@ from preresnet.train.optim import set_lr, sgd, update
 
 SHALLOW = (1, 3)  # units a stage
 TIMED_S, TIMED_STEPS = 0.3, 20  # a measurement ends with the first of the two, after one step that warms up
-TEST_IMAGES = {"digits": 360, "cifar10": 10_000, "cifar100": 10_000}
 MEASURED = (
     f"timed steps of two shallow networks of each kind of unit ({SHALLOW[0]} and {SHALLOW[1]} units a stage), extended "
     "along a line to the multiply-adds of each row; one run at a time"
@@ -45,7 +42,7 @@ class Work:
         size: height and width of its images.
         steps: weight updates.
         batch: images of each.
-        evaluated: images evaluated in all.
+        evaluated: images evaluated in all, counted as so many of the size of training.
         optim: its optimiser.
         norm_batch: images that a norm sees at once.
         precision: of its steps.
@@ -62,7 +59,12 @@ class Work:
 
 
 def predict(
-    plan: Plan, seeds: int, device_name: str, out: Path | None, report: Callable[[str], None] = lambda line: None
+    plan: Plan,
+    seeds: int,
+    device_name: str,
+    out: Path | None,
+    data_root: Path | None = None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """List the runs of a plan with their cost.
 
@@ -71,6 +73,7 @@ def predict(
         seeds: runs a row.
         device_name: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         out: folder of the study, for the places of the runs.
+        data_root: of the data set ``folder``, whose classes and images are counted.
         report: is told what is measured.
 
     Returns:
@@ -85,7 +88,7 @@ def predict(
     if seeds < 1:
         raise ValueError(f"--seeds {seeds}; it must be 1 or more")
     device = devices.choose(device_name)
-    works = {row.name: _work(row, device) for row in plan.rows}
+    works = {row.name: _work(row, device, data_root) for row in plan.rows}
     adds = {spec: multiply_adds(spec, size) for spec, size in {(one.spec, one.size) for one in works.values()}}
     lines: dict[Any, Callable[[int], tuple[float, float]]] = {}
     runs, seen = [], set()
@@ -128,28 +131,27 @@ def predict(
     }
 
 
-def _work(row: PlannedRow, device: torch.device) -> Work:
+def _work(row: PlannedRow, device: torch.device, root: Path | None) -> Work:
     recipe = row.recipe
-    if recipe is None:
-        spec = network(row.network)
-        steps = IMAGENET_EPOCHS * round(IMAGENET_IMAGES / IMAGENET_BATCH)
-        precision = devices.resolve("auto", device)
-        return Work(spec, default_size(spec), steps, IMAGENET_BATCH, 0, Optim(), None, precision)
-    classes, channels, _ = sets.SHAPES[recipe.data.name]
+    classes, channels = sets.shape(recipe.data, root)
+    of_set = sets.TEST_IMAGES.get(recipe.data.name) or len(sets.load(recipe.data, root).evaluation)
     return Work(
         spec=resolve_network(recipe, classes, channels),
         size=recipe.data.image_size,
         steps=recipe.schedule.steps,
         batch=recipe.global_batch,
-        evaluated=_evaluations(recipe) * (recipe.data.holdout or TEST_IMAGES[recipe.data.name]),
+        evaluated=round(_passes(recipe) * (recipe.data.holdout or of_set)),
         optim=recipe.optim,
         norm_batch=recipe.norm_batch,
         precision=devices.resolve(recipe.precision, device),
     )
 
 
-def _evaluations(recipe: Recipe) -> int:
-    return -(-recipe.schedule.steps // recipe.eval_every)
+def _passes(recipe: Recipe) -> float:
+    """Over the evaluated images, in all; one on larger crops counts as their pixels do."""
+    size = recipe.data.image_size
+    first, *others = [(crop / size) ** 2 for crop in recipe.data.test_crops or [size]]
+    return -(-recipe.schedule.steps // recipe.eval_every) * first + sum(others)
 
 
 def _kind(work: Work) -> str:

@@ -35,10 +35,11 @@ def exported(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) 
     try:
         graph = torch.export.export(model, inputs, kwargs, strict=False).module(check_guards=False)
     except Exception as error:  # whatever a foreign forward pass raises under a tracer
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0]
+        cached = "; it returns a cache: add use_cache=False to the batch" if "Cache" in reason else ""
         raise ValueError(
-            f"torch.export cannot read {type(model).__name__} ({reason}); name its residual units: units=('...', ...), "
-            "modules that each compute x + F(x)"
+            f"torch.export cannot read {type(model).__name__} ({reason}){cached}; or name its residual units: "
+            "units=('...', ...), modules that each compute x + F(x)"
         ) from None
     assert isinstance(graph, fx.GraphModule)
     return Graph(graph, type(model).__name__)

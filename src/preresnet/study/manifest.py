@@ -63,7 +63,12 @@ def _row(row: PlannedRow, old: dict[str, Any] | None) -> dict[str, Any]:
         "network": row.network,
         "data": row.data,
         "paper": paper
-        and {"error_pct": paper.error_pct, "fail": paper.error_pct is None, "spread": paper.spread.replace("+-", "±")},
+        and {
+            "error_pct": paper.error_pct,
+            "top5_error_pct": paper.top5_pct,
+            "fail": paper.error_pct is None,
+            "spread": paper.spread.replace("+-", "±"),
+        },
         "runs": old["runs"] if old else [],
         "statistics": old["statistics"] if old else None,
     }
@@ -88,6 +93,7 @@ def note(found: dict[str, Any], row: str, seed: int, outcome: Outcome | None) ->
     status = {"done": "done", "diverged": "failed", "failed": "failed", "stopped": "waiting"}
     run["status"] = "running" if outcome is None else status[outcome.status]
     run["error_pct"] = outcome and outcome.error_pct
+    run["top5_error_pct"] = outcome and outcome.top5_error_pct
     run["message"] = outcome.message if outcome else ""
 
 

@@ -67,8 +67,8 @@ def scaled(full: Recipe, scale: Scale | None) -> Recipe:
     """A recipe shortened: what is counted in steps shrinks in proportion, so that the schedule keeps its shape.
 
     Milestones stay at the same shares of the run, and the warm-up too; the learning rate stays, also with a smaller
-    batch, as in the paper's own run with batch 64 (Table 4, dagger). The rhythms of log and checkpoint shrink in the
-    same proportion; evaluations are at least `EVALUATION_IMAGES` apart.
+    batch, as in the paper's own run with batch 64 (Table 4, dagger). No norm sees more images than before. The rhythms
+    of log and checkpoint shrink in the same proportion; evaluations are at least `EVALUATION_IMAGES` apart.
 
     Args:
         full: as the paper trained.
@@ -88,6 +88,7 @@ def scaled(full: Recipe, scale: Scale | None) -> Recipe:
         full,
         network=at_depth(full.network, scale.depth) if scale.depth else full.network,
         global_batch=batch,
+        norm_batch=full.norm_batch and max(size for size in range(1, full.norm_batch + 1) if batch % size == 0),
         schedule=replace(
             schedule,
             steps=steps,
@@ -110,9 +111,10 @@ class PlannedRow:
         base: name of the recipe that it starts from.
         network: name of its network.
         data: data set.
-        recipe: what it trains; None where training is not there yet (ImageNet).
+        recipe: what it trains.
         folder: of its runs; another row's where both test the same runs.
         paper: what the paper printed for it.
+        crop: size of the test crop that its error is measured on, where that is not the recipe's first.
         command: `preresnet train` with all options that make up the recipe, without seed and folder.
     """
 
@@ -121,9 +123,10 @@ class PlannedRow:
     base: str
     network: str
     data: str
-    recipe: Recipe | None
+    recipe: Recipe
     folder: str
     paper: Row | None
+    crop: int | None = None
     command: tuple[str, ...] = ()
 
     def train_command(self, seed: int) -> str:
@@ -176,15 +179,20 @@ def _paper_row(row: Row, scale: Scale | None) -> PlannedRow:
     network = at_depth(row.network, scale.depth) if scale and scale.depth else row.network
     moved = replace(row, network=network)
     label = row.label + (f" (here {network})" if network != row.network else "")
-    if row.data == "imagenet":
-        found = None
-        folder = moved.recipe.replace("/", "-")
-    else:
-        full = recipe(row.recipe)
-        found = scaled(full, scale)
-        folder = row_name(moved)
-    command = () if found is None else train_options(row.recipe, recipe(row.recipe), found)
-    return PlannedRow(row_name(moved), label, row.recipe, network, row.data, found, folder, row, command)
+    full = recipe(row.recipe)
+    found = scaled(full, scale)
+    return PlannedRow(
+        name=row_name(moved),
+        label=label,
+        base=row.recipe,
+        network=network,
+        data=row.data,
+        recipe=found,
+        folder=moved.recipe.replace("/", "-"),
+        paper=row,
+        crop=None if (row.test_crop,) == found.data.test_crops[:1] else row.test_crop,
+        command=train_options(row.recipe, full, found),
+    )
 
 
 def train_options(name: str, base: Recipe, made: Recipe) -> tuple[str, ...]:

@@ -12,18 +12,20 @@ from torch import Tensor
 
 import preresnet.device as devices
 from preresnet import trained
-from preresnet.data import augment, sets
-from preresnet.data.loaders import TrainingBatches, generator
+from preresnet.data import loaders, sets
+from preresnet.data.order import generator
 from preresnet.model.describe import default_size
 from preresnet.model.network import Network, build
 from preresnet.paper.networks import network
-from preresnet.recipe import DataSpec
+from preresnet.paper.recipes import recipe
+from preresnet.recipe import STREAMED, DataName, DataSpec
 from preresnet.study import heatmaps, pictures, series, verdict
 from preresnet.study.probe import probe
 from preresnet.train import watch
 from preresnet.train.folder import read_network
 
-Data = Literal["auto", "noise", "digits", "cifar10", "cifar100"]
+Data = Literal["auto", "noise", "digits", "cifar10", "cifar100", "imagenet", "folder"]
+_PHOTOGRAPHS = recipe("imagenet/resnet50-preact").data
 PROBE_FILE, PICTURE_FILE, SERIES_PICTURE = "probe.json", "probe.png", "training.png"
 
 
@@ -147,30 +149,39 @@ def _open(name: str, settings: Settings) -> Subject:
     if path.is_dir() or name.endswith(".safetensors"):
         found = trained.open_weights(path)
         model = found.model
-        spec = found.data if data in ("auto", found.data.name) else DataSpec(name=data) if data != "noise" else None  # type: ignore[arg-type]
+        spec = found.data if data in ("auto", found.data.name) else None if data == "noise" else _images(data)
         if spec is found.data:
             normalisation = found.normalisation
     else:
         net = read_network(path) if name.endswith(".json") else network(name)
-        spec = None if data in ("auto", "noise") else DataSpec(name=data)  # type: ignore[arg-type]
+        spec = None if data == "auto" or data == "noise" else _images(data)
         if spec is not None:
-            classes, channels, _ = sets.SHAPES[spec.name]
+            classes, channels = sets.shape(spec, settings.data_root)
             net = replace(net, num_classes=classes, in_channels=channels)
         model = build(net, settings.seed)
     if spec is None:
         if settings.verdict:
-            raise ValueError("a verdict needs labelled images; give --data digits, cifar10 or cifar100")
+            raise ValueError(
+                "a verdict needs labelled images; give --data digits, cifar10, cifar100, imagenet or folder"
+            )
         return Subject(model, "noise", lambda count: _noise(model, settings, count))
     if settings.image_size is not None:
         spec = replace(spec, image_size=settings.image_size)
-    _, channels, _ = sets.SHAPES[spec.name]
+    _, channels = sets.shape(spec, settings.data_root)
     if channels != model.spec.in_channels:
         raise ValueError(f"{name} takes images of {model.spec.in_channels} channels, {spec.name} has {channels}")
     loaded = sets.load(spec, settings.data_root)
     if normalisation is None:
-        normalisation = augment.fit(loaded.train.pixels, spec)
-    batches = TrainingBatches(loaded.train, spec, normalisation, settings.batch, settings.seed)
+        normalisation = loaders.fit(loaded.train, spec)
+    batches = loaders.training_batches(
+        loaded.train, spec, normalisation, settings.batch, settings.seed, workers=0 if settings.batches == 1 else None
+    )
     return Subject(model, spec.name, lambda count: [batches.at(step) for step in range(count)])
+
+
+def _images(data: DataName) -> DataSpec:
+    """A set as the paper's recipe prepares it."""
+    return replace(_PHOTOGRAPHS, name=data) if data in STREAMED else DataSpec(name=data)
 
 
 def _noise(model: Network, settings: Settings, count: int) -> list[tuple[Tensor, Tensor]]:

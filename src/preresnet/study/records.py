@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from preresnet.paper.recipes import recipe
-from preresnet.paper.studies import STUDIES
-from preresnet.paper.tables import ROWS
+from preresnet.paper.studies import STUDIES, row_name
+from preresnet.paper.tables import ROWS, Row
 from preresnet.recipe import Recipe
 from preresnet.spec import from_json
-from preresnet.study.runs import DIVERGED_FILE
+from preresnet.study.runs import DIVERGED_FILE, errors
 from preresnet.train.folder import RESULT_FILE
 
 SCALED = "-scaled-"
+_CROP = re.compile(r"-crop(\d+)$")  # of a row that tests another row's runs
 START, END = "<!-- results: generated from records/ by tests/test_records.py --write -->", "<!-- end of results -->"
 
 
@@ -75,8 +76,9 @@ def results(records: Path) -> str:
             paths = sorted(row.glob("seed*.json"), key=lambda path: int(path.stem.removeprefix("seed")))
             runs = [json.loads(path.read_text()) for path in paths]
             links = ", ".join(f"[{path.stem}]({path.relative_to(records.parent).as_posix()})" for path in paths)
-            name = f"`{_base(runs[0])}`"
-            shared = [_errors(runs), str(len(runs))]
+            crop = _CROP.search(row.name)
+            name = f"`{_base(runs[0])}`" + (f" at {crop[1]}" if crop else "")
+            shared = [_errors(runs, int(crop[1]) if crop else None), str(len(runs))]
             end = [_time(runs), _machines(runs), links]
             if SCALED in folder.name:
                 study, _, words = folder.name.partition(SCALED)
@@ -85,7 +87,7 @@ def results(records: Path) -> str:
             else:
                 steps = sorted({run["recipe"]["schedule"]["steps"] for run in runs})
                 where = f"{folder.name}: {name}"
-                full.append(_line([where, _printed(runs), *shared, "/".join(f"{n:,}" for n in steps), *end]))
+                full.append(_line([where, _printed(runs, row.name), *shared, "/".join(f"{n:,}" for n in steps), *end]))
     parts = ["\n".join(full)]
     if len(short) > 2:
         parts.append("Shortened runs, never to be compared with a printed number:")
@@ -94,7 +96,7 @@ def results(records: Path) -> str:
 
 
 def _in_order(folder: Path) -> list[Path]:
-    order = {row.recipe.replace("/", "-"): place for place, row in enumerate(ROWS)}
+    order = {row_name(row): place for place, row in enumerate(ROWS)}
     return sorted(
         (row for row in folder.iterdir() if any(row.glob("seed*.json"))),
         key=lambda row: (order.get(row.name, len(order)), row.name),
@@ -113,25 +115,25 @@ def _base(run: dict[str, Any]) -> str:
     return run["name"].split(",")[0]
 
 
-def _printed(runs: list[dict[str, Any]]) -> str:
+def _printed(runs: list[dict[str, Any]], name: str) -> str:
     """The paper's number, where every run was made by the paper's recipe."""
-    rows = [row for row in ROWS if row.recipe == _base(runs[0])]
-    if not rows or any(from_json(Recipe, json.dumps(run["recipe"])) != recipe(rows[0].recipe) for run in runs):
+    found: Row | None = next((row for row in ROWS if row_name(row) == name), None)
+    if found is None or any(from_json(Recipe, json.dumps(run["recipe"])) != recipe(found.recipe) for run in runs):
         return ""
-    return "fail" if rows[0].error_pct is None else f"{rows[0].error_pct:.2f}"
+    return "fail" if found.error_pct is None else f"{found.error_pct:.2f}"
 
 
-def _errors(runs: list[dict[str, Any]]) -> str:
-    errors = [run["error_pct"] for run in runs]
-    finite = [error for error in errors if error is not None]
-    if len(finite) < len(errors):
-        return f"{len(errors) - len(finite)} of {len(errors)} diverged" + (
+def _errors(runs: list[dict[str, Any]], crop: int | None) -> str:
+    all_errors = [None if run["error_pct"] is None else errors(run, crop)["error_pct"] for run in runs]
+    finite = [error for error in all_errors if error is not None]
+    if len(finite) < len(all_errors):
+        return f"{len(all_errors) - len(finite)} of {len(all_errors)} diverged" + (
             f", others {', '.join(f'{error:.2f}' for error in finite)}" if finite else ""
         )
-    if len(errors) == 1:
-        return f"{errors[0]:.2f}"
-    spread = f"{statistics.mean(errors):.2f} ± {statistics.stdev(errors):.2f}"
-    return f"median {statistics.median(errors):.2f} ({spread})"
+    if len(finite) == 1:
+        return f"{finite[0]:.2f}"
+    spread = f"{statistics.mean(finite):.2f} ± {statistics.stdev(finite):.2f}"
+    return f"median {statistics.median(finite):.2f} ({spread})"
 
 
 def _time(runs: list[dict[str, Any]]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pydantic
 
 from preresnet.paper.recipes import recipe
-from preresnet.paper.tables import FAIL_PCT, ROWS
+from preresnet.paper.tables import FAIL_PCT, printed
 from preresnet.recipe import Recipe
 from preresnet.spec import explain, to_json
 from preresnet.study import statistics
@@ -92,6 +92,7 @@ def _run(place: Path, said: Run | None) -> Run:
         folder=place,
         status="done" if stored["result"] else "running",
         error_pct=result.get("error_pct"),
+        top5_error_pct=result.get("top5_error_pct"),
         step=max((line["step"] for line in lines), default=0),
         result=result,
         lines=lines,
@@ -105,7 +106,14 @@ def _run(place: Path, said: Run | None) -> Run:
         message = "finished since the study was written down; the study's command, run again, counts it"
     elif said.status == "done" and not stored["result"]:
         message = f"{place / folder.RESULT_FILE} is missing; the error is the study's"
-    return replace(found, seed=said.seed, status=said.status, error_pct=said.error_pct, message=message)
+    return replace(
+        found,
+        seed=said.seed,
+        status=said.status,
+        error_pct=said.error_pct,
+        top5_error_pct=said.top5_error_pct,
+        message=message,
+    )
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -138,8 +146,8 @@ def _row(runs: Sequence[Run], number: int) -> Row:
     if network != getattr(_named(name), "network", None) and _named(f"{data}/{network}"):
         name = f"{data}/{network}"  # --network took the place of the named recipe's
     changes = _changes(name, runs)
-    printed = next((row for row in ROWS if row.recipe == name), None)
-    paper = Printed(printed.error_pct, printed.error_pct is None, printed.spread) if printed else None
+    row = printed(name)
+    paper = Printed(row.error_pct, row.error_pct is None, row.spread, row.top5_pct) if row else None
     return Row(
         f"{data}-{network}-{number}",
         f"{network}, {data}",

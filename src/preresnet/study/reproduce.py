@@ -10,7 +10,6 @@ from filelock import FileLock, Timeout
 import preresnet.device as devices
 from preresnet.data import sets
 from preresnet.model.memory import Plan as MemoryPlan
-from preresnet.recipe import Recipe
 from preresnet.study import executors, manifest
 from preresnet.study.plan import Plan, run_folder
 from preresnet.study.runs import Job, Outcome, kept, step
@@ -87,7 +86,10 @@ def reproduce(plan: Plan, seeds: int, settings: Settings, progress: Progress | N
     for name, value in (("seeds", seeds), ("jobs", settings.jobs)):
         if value < 1:
             raise ValueError(f"--{name} {value}; it must be 1 or more")
-    recipes = _trainable(plan)
+    recipes = [row.recipe for row in plan.rows]
+    for recipe in recipes:
+        num_classes, in_channels = sets.shape(recipe.data, settings.data_root)
+        folder.resolve_network(recipe, num_classes, in_channels)
     found = manifest.open_study(out, plan, range(seeds), settings.command)
     if settings.executor == "local":
         devices.choose(settings.device)
@@ -105,27 +107,12 @@ def reproduce(plan: Plan, seeds: int, settings: Settings, progress: Progress | N
         raise ValueError(f"another command works at {out}; end it first, or give another --out") from None
 
 
-def _trainable(plan: Plan) -> list[Recipe]:
-    """The recipes of a plan, with networks and data sets that exist."""
-    missing = {row.data for row in plan.rows if row.recipe is None}
-    if missing:
-        raise ValueError(
-            f"{plan.study} cannot be run: training on {', '.join(missing)} is not there yet. --dry-run shows its runs"
-        )
-    found = [row.recipe for row in plan.rows if row.recipe]
-    for recipe in found:
-        num_classes, in_channels, _ = sets.SHAPES[recipe.data.name]
-        folder.resolve_network(recipe, num_classes, in_channels)
-    return found
-
-
 def _jobs(plan: Plan, seeds: int, settings: Settings, out: Path) -> list[Job]:
     """All runs of a plan, the first seed of every row before the second of any: a table is whole early."""
     scale = f", shortened: {plan.scale}" if plan.scale else ""
     jobs = []
     for seed in range(seeds):
         for row in plan.rows:
-            assert row.recipe is not None
             request = folder.Request(
                 recipe=row.recipe,
                 out=run_folder(out, row, seed),
@@ -137,18 +124,21 @@ def _jobs(plan: Plan, seeds: int, settings: Settings, out: Path) -> list[Job]:
                 name=row.base + scale,
                 command=row.train_command(seed),
             )
-            jobs.append(Job(row.name, request, out))
+            jobs.append(Job(row.name, request, out, crop=row.crop))
     return jobs
 
 
 def _do(
     plan: Plan, seeds: int, settings: Settings, found: dict[str, Any], out: Path, progress: Progress
 ) -> dict[str, Any]:
-    due = []
+    due: list[Job] = []
+    sharing: dict[Path, list[Job]] = {}  # rows that test the same run: one job does it
     for job in _jobs(plan, seeds, settings, out):
-        outcome = kept(job.request)
+        same = sharing.setdefault(job.request.out, [])
+        same.append(job)
+        outcome = kept(job.request, job.crop)
         manifest.note(found, job.row, job.request.seed, outcome or Outcome("stopped"))
-        if outcome is None:
+        if outcome is None and same[0] is job:
             due.append(job)
     manifest.refresh(out, found)
     manifest.write(out, found)
@@ -158,7 +148,8 @@ def _do(
 
     def report(job: Job, outcome: Outcome) -> None:
         unfinished.pop(job.name)
-        manifest.note(found, job.row, job.request.seed, outcome)
+        for one in sharing[job.request.out]:
+            manifest.note(found, one.row, one.request.seed, kept(one.request, one.crop) or outcome)
         manifest.refresh(out, found)
         manifest.write(out, found)
         progress.ended(job, outcome)

@@ -32,12 +32,14 @@ class Job:
         request: what to do, with ``resume``; paths are absolute.
         study: folder of the study.
         threads: that may compute on a CPU; None leaves it to PyTorch.
+        crop: size of the test crop whose error is asked for; None: the recipe's first.
     """
 
     row: str
     request: folder.Request
     study: Path
     threads: int | None = None
+    crop: int | None = None
 
     @property
     def name(self) -> str:
@@ -63,29 +65,42 @@ class Outcome:
         status: ``done``; ``diverged``: the loss was not finite, which is a result too; ``failed``: anything else;
             ``stopped``: by a signal, after a checkpoint.
         error_pct: at the last step, of a run that is done.
+        top5_error_pct: the same for the five likeliest answers.
         message: what went wrong.
     """
 
     status: Literal["done", "diverged", "failed", "stopped"]
     error_pct: float | None = None
     message: str = ""
+    top5_error_pct: float | None = None
 
 
-def kept(request: folder.Request) -> Outcome | None:
-    """The outcome of a run that was finished before; None where it was not, or where something else lies there."""
+def kept(request: folder.Request, crop: int | None = None) -> Outcome | None:
+    """The outcome of a run that was finished before; None where it was not, or where something else lies there.
+
+    Args:
+        request: what the run was to do.
+        crop: size of the test crop whose error is asked for; None: the recipe's first.
+    """
     for file in (folder.RESULT_FILE, DIVERGED_FILE):
         path = request.out / file
         if not path.is_file():
             continue
         found = json.loads(path.read_text())
-        num_classes, in_channels, _ = sets.SHAPES[request.recipe.data.name]
+        num_classes, in_channels = sets.shape(request.recipe.data, request.data_root)
         spec = json.loads(to_json(folder.resolve_network(request.recipe, num_classes, in_channels)))
         same = from_json(Recipe, json.dumps(found["recipe"])) == request.recipe and found["network"] == spec
         if same and found["seed"] == request.seed:
-            return Outcome(
-                "diverged" if file == DIVERGED_FILE else "done", found["error_pct"], found.get("message", "")
-            )
+            if file == DIVERGED_FILE:
+                return Outcome("diverged", message=found["message"])
+            return Outcome("done", **errors(found, crop))
     return None
+
+
+def errors(result: dict[str, Any], crop: int | None = None) -> dict[str, Any]:
+    """``error_pct`` and ``top5_error_pct`` in the content of ``result.json``, on a test crop."""
+    found = result if crop is None else result["other_crops"][str(crop)]
+    return {name: found.get(name) for name in ("error_pct", "top5_error_pct")}
 
 
 def work(job: Job) -> Outcome:
@@ -104,7 +119,7 @@ def work(job: Job) -> Outcome:
     lock = FileLock(job.lock)
     try:
         with lock.acquire(timeout=LOCK_WAIT_S):
-            found = kept(job.request)
+            found = kept(job.request, job.crop)
             if found is None:
                 _note(job, f"start at step {step(job)}")
                 found = _train(job)
@@ -123,7 +138,7 @@ def step(job: Job) -> int:
 def _train(job: Job) -> Outcome:
     try:
         result = trainer.train(job.request)
-        return Outcome("done", result["error_pct"])
+        return Outcome("done", **errors(result, job.crop))
     except trainer.InterruptedRunError as error:
         return Outcome("stopped", message=str(error).split(". ")[0])
     except trainer.NotFiniteError as error:

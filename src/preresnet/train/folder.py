@@ -31,10 +31,11 @@ class Request:
         recipe: what to do.
         out: folder of the run.
         seed: of the weights, the order of images, augmentation and dropout.
-        data_root: folder of the official files; None downloads.
+        data_root: folder of the official files, or of train/ and val/; None downloads.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         resume: continue the run in ``out`` if there is one.
         memory: a plan of `preresnet.model.memory`, or ``auto``: the one that computes least among those that fit.
+        workers: processes that read image files; None chooses.
         name: of the recipe, for records.
         command: that started the run, for records.
     """
@@ -46,6 +47,7 @@ class Request:
     device: str = "auto"
     resume: bool = False
     memory: Literal["auto"] | Plan = "auto"
+    workers: int | None = None
     name: str = ""
     command: str = ""
 

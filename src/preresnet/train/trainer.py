@@ -14,7 +14,9 @@ from torch import Tensor
 import preresnet.device as devices
 from preresnet import inference, trained
 from preresnet.data import augment, sets
-from preresnet.data.loaders import TrainingBatches, evaluation_batches
+from preresnet.data.files import ImageFiles
+from preresnet.data.loaders import evaluations, fit, fixed_batch, training_batches
+from preresnet.data.sets import Images
 from preresnet.model import memory, native, weights
 from preresnet.model.network import Network, build
 from preresnet.recipe import Precision, Recipe
@@ -72,7 +74,7 @@ def train(request: folder.Request, watch: Watch | None = None) -> dict[str, Any]
     recipe, out = request.recipe, request.out
     device = devices.choose(request.device)
     precision = devices.resolve(recipe.precision, device)
-    num_classes, in_channels, _ = sets.SHAPES[recipe.data.name]
+    num_classes, in_channels = sets.shape(recipe.data, request.data_root)
     spec = folder.resolve_network(recipe, num_classes, in_channels)
     folder.check(request, spec)
     data = sets.load(recipe.data, request.data_root)
@@ -88,7 +90,7 @@ def train(request: folder.Request, watch: Watch | None = None) -> dict[str, Any]
         for name, value in checkpoint.restore(out, state.model, state.optimizer).items():
             setattr(state, name, value)
 
-    normalisation = augment.fit(data.train.pixels, recipe.data)
+    normalisation = fit(data.train, recipe.data)
     kept = trained.metadata(recipe.data, data.classes, normalisation)
     if device.type == "cpu":
         native.keep_memory()
@@ -137,15 +139,16 @@ def _loop(
     recipe, last = request.recipe, request.recipe.schedule.steps
     small_steps = int(recipe.data.small_share * last) if recipe.data.small_size else 0
     train_images = data.train.to(device)
-    batches = TrainingBatches(train_images, recipe.data, normalisation, recipe.global_batch, request.seed, small_steps)
+    batches = training_batches(
+        train_images, recipe.data, normalisation, recipe.global_batch, request.seed, small_steps, request.workers
+    )
     held = data.evaluation.to(device)
     state.model.train()
     watching = watch and Watching(
         watch,
         request.out,
         state.model,
-        train_images,
-        normalisation,
+        lambda count: fixed_batch(train_images, recipe.data, normalisation, count),
         start=state.step,
         last=last,
         trained=state.train_seconds,
@@ -176,14 +179,9 @@ def _loop(
                 log.write(state.step, **line, lr=lr)
                 log.show(state.step, _words(line, state.evaluations))
             if state.step % recipe.eval_every == 0 or done:
-                output, labels = inference.logits(state.model, evaluation_batches(held, normalisation), precision)
-                errors = inference.count_errors(output, labels)
-                entry = {"step": state.step, "split": data.split, "error_pct": errors.error_pct, "loss": errors.loss}
-                state.evaluations.append(entry)
-                log.write(state.step, split=data.split, error_pct=errors.error_pct, evaluation_loss=errors.loss)
-                if done:
-                    report = {"split": data.split, **inference.full_report(output, labels, data.classes)}
-                    _write_json(request.out / folder.EVALUATION_FILE, report)
+                entry = _evaluate(state.model, request, data, held, normalisation, precision, full=done)
+                state.evaluations.append({"step": state.step, "split": data.split, **entry})
+                log.write(state.step, split=data.split, error_pct=entry["error_pct"], evaluation_loss=entry["loss"])
             if state.step % recipe.save_every == 0 or done or stop:
                 checkpoint.save(request.out, state.model, state.optimizer, state.progress())
                 weights.save(request.out / weights.WEIGHTS_FILE, state.model, {"step": str(state.step), **kept})
@@ -193,6 +191,34 @@ def _loop(
     if watching:
         share = 100 * watching.seconds / (watching.seconds + state.train_seconds)
         log.say(f"probes: {watching.count}, {watching.seconds:.1f} s, {share:.1f} % of the time of this run")
+
+
+def _evaluate(
+    model: Network,
+    request: folder.Request,
+    data: sets.ImageSet,
+    held: Images | ImageFiles,
+    normalisation: augment.Normalisation,
+    precision: Precision,
+    *,
+    full: bool,
+) -> dict[str, Any]:
+    """Errors on the first test crop; at the end also on the others, and the report of the first in its own file."""
+    passes = evaluations(held, request.recipe.data, normalisation, request.workers)
+    first, *others = passes if full else list(passes)[:1]
+    output, labels = inference.logits(model, passes[first], precision)
+    errors = inference.count_errors(output, labels)
+    entry: dict[str, Any] = {"loss": errors.loss, **_shares(errors)}
+    if full:
+        report = {"split": data.split, **inference.full_report(output, labels, data.classes)}
+        _write_json(request.out / folder.EVALUATION_FILE, report)
+        answers = {crop: inference.logits(model, passes[crop], precision) for crop in others}
+        entry["other_crops"] = {str(crop): _shares(inference.count_errors(*answer)) for crop, answer in answers.items()}
+    return entry
+
+
+def _shares(errors: inference.Errors) -> dict[str, float]:
+    return {"error_pct": errors.error_pct, "top5_error_pct": errors.top5_error_pct}
 
 
 class _Window:
@@ -280,6 +306,8 @@ def _result(
     last, best = state.evaluations[-1], min(state.evaluations, key=lambda entry: entry["error_pct"])
     return {
         "error_pct": last["error_pct"],  # at the last step
+        "top5_error_pct": last["top5_error_pct"],
+        **({"other_crops": last["other_crops"]} if last["other_crops"] else {}),  # by size, at the last step too
         "split": data.split,
         "num_images": len(data.evaluation),
         "steps": state.step,

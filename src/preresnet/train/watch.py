@@ -19,8 +19,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from preresnet.data.augment import Normalisation
-from preresnet.data.sets import Images
 from preresnet.model.network import Network
 from preresnet.train.checkpoint import write_atomically
 
@@ -36,7 +34,7 @@ class Watch:
 
     Args:
         every: steps between two measurements, or ``auto``.
-        images: how many of the first training images are used, without augmentation, for a network of a depth.
+        images: how many training images are used, without augmentation, for a network of a depth.
         measure: network, images (n, c, h, w) and labels (n,) -> one line; must leave the network as it was.
     """
 
@@ -56,8 +54,7 @@ class Watching:
         watch: what to measure.
         folder: of the run.
         network: that is trained.
-        images: training images, on the device that trains.
-        normalisation: of the training set, on the same device.
+        batch: gives so many training images, without augmentation, on the device that trains.
         start: step that the run continues from; later lines of an interrupted run are dropped.
         last: step that ends the run.
         trained: seconds that the run had taken before it was interrupted, without measurements.
@@ -73,8 +70,7 @@ class Watching:
         watch: Watch,
         folder: Path,
         network: Network,
-        images: Images,
-        normalisation: Normalisation,
+        batch: Callable[[int], tuple[Tensor, Tensor]],
         *,
         start: int,
         last: int,
@@ -86,9 +82,7 @@ class Watching:
         kept = [line for line in read(folder) if line["step"] <= start]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomically(self._path, lambda path: path.write_text(text))
-        count = min(watch.images(network.spec.depth), len(images))
-        chosen = images.take(torch.arange(count, device=images.pixels.device))
-        self._x, self._y = normalisation(chosen.pixels).permute(0, 3, 1, 2), chosen.labels
+        self._x, self._y = batch(watch.images(network.spec.depth))
         self.seconds = sum(line["seconds"] for line in kept)
         self.count = len(kept)
         self._first, self._cost = (kept[0]["seconds"], kept[-1]["seconds"]) if kept else (0.0, 0.0)

@@ -1,0 +1,79 @@
+"""How does a photograph become a training crop, coloured by chance, or a test crop?"""
+
+import math
+
+import torch
+from PIL import Image, ImageEnhance
+
+from preresnet.recipe import DataSpec
+
+# Principal components of the colours of ImageNet's training images, scaled to 0..1, for the noise of Krizhevsky et al.,
+# 2012, with its deviation of 0.1: fb.resnet.torch, datasets/imagenet.lua.
+COLOUR_VALUES = torch.tensor([0.2175, 0.0188, 0.0045])
+COLOUR_VECTORS = torch.tensor([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+COLOUR_NOISE = 0.1
+JITTER = 0.4  # brightness, contrast and saturation are each multiplied by 0.6 to 1.4: fb.resnet.torch
+AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)  # fb.resnet.torch
+ASPECT_TRIES = 10
+
+
+def augmented(image: Image.Image, spec: DataSpec, chance: torch.Generator) -> Image.Image:
+    """A training crop of ``spec.image_size``, perhaps mirrored, with its colours changed.
+
+    Paper: appendix, with Section 3.4 of the 2015 paper (``scale``); fb.resnet.torch (``aspect``).
+
+    Args:
+        image: RGB, of any size.
+        spec: says which augmentation.
+        chance: decides.
+    """
+    size = spec.image_size
+    if spec.augment == "scale":
+        low, high = spec.shorter_side
+        image = _resized(image, int(torch.randint(low, high + 1, (), generator=chance)))
+        left, top = (int(torch.randint(0, side - size + 1, (), generator=chance)) for side in image.size)
+        image = image.crop((left, top, left + size, top + size))
+    else:
+        image = _aspect_crop(image, size, chance)
+        for change in torch.randperm(3, generator=chance).tolist():
+            factor = 1 - JITTER + 2 * JITTER * float(torch.rand((), generator=chance))
+            image = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[change](image).enhance(factor)
+    if spec.flip and float(torch.rand((), generator=chance)) < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    alpha = torch.randn(3, generator=chance) * COLOUR_NOISE
+    shift = (255 * COLOUR_VECTORS @ (alpha * COLOUR_VALUES)).round().int().tolist()  # the same for every pixel
+    table = [min(255, max(0, value + added)) for added in shift for value in range(256)]
+    return image.point(table)
+
+
+def _aspect_crop(image: Image.Image, size: int, chance: torch.Generator) -> Image.Image:
+    """A part of random area and aspect ratio; where none fits in several tries, the centre of the whole."""
+    width, height = image.size
+    for _ in range(ASPECT_TRIES):
+        area = width * height * _uniform(*AREA, chance)
+        ratio = math.exp(_uniform(math.log(ASPECT[0]), math.log(ASPECT[1]), chance))
+        wide, high = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < wide <= width and 0 < high <= height:
+            left = int(torch.randint(0, width - wide + 1, (), generator=chance))
+            top = int(torch.randint(0, height - high + 1, (), generator=chance))
+            box = (left, top, left + wide, top + high)
+            return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return centre(image, size, size)
+
+
+def _uniform(low: float, high: float, chance: torch.Generator) -> float:
+    return low + (high - low) * float(torch.rand((), generator=chance))
+
+
+def _resized(image: Image.Image, side: int) -> Image.Image:
+    """With a shorter side of ``side``, bicubic."""
+    short = min(image.size)
+    width, height = (max(side, round(length * side / short)) for length in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def centre(image: Image.Image, side: int, crop: int) -> Image.Image:
+    """The centre crop of an image whose shorter side was brought to ``side``."""
+    image = _resized(image, side)
+    left, top = ((length - crop) // 2 for length in image.size)
+    return image.crop((left, top, left + crop, top + crop))

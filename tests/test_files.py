@@ -1,0 +1,284 @@
+"""Image files: which there are, how they are cropped, and how they are trained and tested on."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import preresnet
+from preresnet import display
+from preresnet.cli import main
+from preresnet.data import crops, files, sets
+from preresnet.data.files import FileBatches
+from preresnet.paper.studies import study
+from preresnet.recipe import DataSpec, Recipe, Schedule
+from preresnet.study import manifest, plan
+from preresnet.study.plan import run_folder
+from preresnet.study.reproduce import Settings, reproduce
+from preresnet.train import trainer
+from preresnet.train.folder import Request
+
+NAMES = ("ant", "bee", "cow")
+SPEC = DataSpec(
+    name="folder",
+    image_size=32,
+    normalise="channel_mean_std",
+    augment="scale",
+    shorter_side=(36, 68),
+    test_crops=(46, 32),
+    test_sides=(46, 36),
+    pad=0,
+)
+ASPECT = replace(SPEC, augment="aspect")
+
+
+def photo(label: int, number: int, width: int = 80, height: int = 60) -> Image.Image:
+    """A colour for each class, with noise that tells images apart."""
+    random = np.random.RandomState(100 * label + number)
+    pixels = random.randint(0, 60, (height, width, 3)) + 120 * np.eye(3, dtype=int)[label % 3]
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("photos")
+    for split, count in (("train", 8), ("val", 4)):
+        for label, name in enumerate(NAMES):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                photo(label, number + 50 * (split == "val")).save(root / split / name / f"{number}.png")
+    (root / "train" / "ant" / "notes.txt").write_text("not an image")
+    return root
+
+
+def test_the_files_of_a_folder(photos: Path) -> None:
+    data = sets.load(SPEC, photos)
+    assert data.classes == NAMES
+    assert (len(data.train), len(data.evaluation), data.split) == (24, 12, "test")
+    assert isinstance(data.train, files.ImageFiles)
+    assert data.train.path(8) == photos / "train" / "bee" / "0.png"
+    assert data.train.labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+    assert sets.shape(SPEC, photos) == (3, 3)
+    held = sets.load(replace(SPEC, holdout=5), photos)
+    assert (len(held.train), len(held.evaluation), held.split) == (19, 5, "holdout")
+
+
+def test_what_is_wrong_with_a_folder_is_said(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--data-root"):
+        sets.load(SPEC, None)
+    with pytest.raises(ValueError, match=r"train is not there.*train/CLASS/"):
+        sets.load(SPEC, tmp_path)
+    (tmp_path / "train").mkdir()
+    with pytest.raises(ValueError, match="has no folder in it"):
+        sets.load(SPEC, tmp_path)
+    (tmp_path / "train" / "ant").mkdir()
+    (tmp_path / "val" / "bee").mkdir(parents=True)
+    with pytest.raises(ValueError, match="ant' has no folder in"):
+        sets.load(SPEC, tmp_path)
+    photo(0, 0).save(tmp_path / "train" / "ant" / "0.png")
+    (tmp_path / "val" / "ant").mkdir()
+    with pytest.raises(ValueError, match=r"class 'bee' has no folder in .*train"):
+        sets.load(SPEC, tmp_path)
+    (tmp_path / "val" / "bee").rmdir()
+    with pytest.raises(ValueError, match="ant holds no image"):
+        sets.load(SPEC, tmp_path)
+    with pytest.raises(ValueError, match=r"3 folders of classes, imagenet has 1000; --data.name folder"):
+        sets.load(replace(SPEC, name="imagenet"), photos)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"pad": 4}, "pad=4"),
+        ({"augment": "pad"}, "augment=pad"),
+        ({"normalise": "per_pixel_mean"}, "normalise=per_pixel_mean"),
+        ({"test_crops": ()}, r"test_crops=\(\)"),
+        ({"test_crops": (32,)}, "a side for each"),
+        ({"test_crops": (50, 32)}, "do not fit"),
+        ({"shorter_side": (20, 40)}, "shorter_side"),
+        ({"name": "cifar10"}, "augment=scale is for image files"),
+    ],
+)
+def test_fields_that_do_not_go_with_image_files(change: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        replace(SPEC, **change)  # type: ignore[arg-type]
+
+
+def chances(count: int) -> Iterator[torch.Generator]:
+    return (torch.Generator().manual_seed(seed) for seed in range(count))
+
+
+def test_scale_augmentation_crops_resized_images() -> None:
+    """A gradient tells where a crop was taken and how large the image was then."""
+    ramp = np.tile(np.linspace(0, 255, 120).astype(np.uint8)[None, :, None], (100, 1, 3))
+    image = Image.fromarray(ramp)
+    sides, firsts = [], []
+    for chance in chances(60):
+        spec = replace(SPEC, flip=False)
+        made = np.asarray(crops.augmented(image, spec, chance)).astype(int)
+        assert made.shape == (32, 32, 3)
+        grey = made[16, :, 0]
+        slope = (grey[26] - grey[5]) / 21  # of 255 over the width of the resized image, 1.2 times its shorter side
+        sides.append(255 / slope / 1.2)
+        firsts.append(grey[0])
+    assert 33 < min(sides) < 42  # rounding of grey values widens 36..68 a little
+    assert 60 < max(sides) < 75
+    assert min(firsts) < 20
+    assert max(firsts) > 90
+
+
+def test_aspect_augmentation_takes_parts_of_all_shapes() -> None:
+    x, y = np.meshgrid(np.linspace(0, 255, 120), np.linspace(0, 255, 120))
+    image = Image.fromarray(np.stack([x, y, np.zeros_like(x)], 2).astype(np.uint8))
+    shares, ratios = [], []
+    for chance in chances(80):
+        made = np.asarray(crops._aspect_crop(image, 32, chance)).astype(float)
+        wide, high = (made[16, 27, 0] - made[16, 4, 0]) * 32 / 23, (made[27, 16, 1] - made[4, 16, 1]) * 32 / 23
+        shares.append(wide * high / 255**2)
+        ratios.append(wide / high)
+    assert min(shares) < 0.2
+    assert max(shares) > 0.8
+    assert min(shares) > 0.06
+    assert 0.70 < min(ratios) < 0.85
+    assert 1.15 < max(ratios) < 1.42
+
+
+def test_colours_move_along_the_components_of_imagenet() -> None:
+    """Without jitter, every pixel of an image is moved by one colour: a sum of the three components."""
+    grey = Image.new("RGB", (64, 64), (128, 128, 128))
+    shifts = []
+    for chance in chances(400):
+        made = np.asarray(crops.augmented(grey, SPEC, chance)).astype(int) - 128
+        assert (made == made[0, 0]).all()
+        shifts.append(made[0, 0])
+    expected = (crops.COLOUR_VECTORS * (255 * 0.1 * crops.COLOUR_VALUES) ** 2) @ crops.COLOUR_VECTORS.T
+    found = np.cov(np.array(shifts).T)
+    assert found == pytest.approx(expected.numpy(), rel=0.2)
+
+
+def test_jitter_changes_brightness_contrast_and_saturation() -> None:
+    image = photo(0, 0, 64, 64)
+    means = [np.asarray(crops.augmented(image, ASPECT, chance)).mean() for chance in chances(60)]
+    before = np.asarray(image).mean()
+    assert min(means) < 0.75 * before
+    assert max(means) > 1.25 * before
+
+
+def test_the_test_crop_is_the_centre() -> None:
+    pixels = np.zeros((40, 60, 3), dtype=np.uint8)
+    pixels[15:25, 25:35] = 255
+    made = np.asarray(crops.centre(Image.fromarray(pixels), 40, 10))
+    assert made.shape == (10, 10, 3)
+    assert made.min() == 255
+    assert crops.centre(Image.fromarray(pixels), 80, 80).size == (80, 80)
+
+
+def test_batches_are_a_function_of_the_step_and_of_nothing_else(photos: Path) -> None:
+    data = sets.load(SPEC, photos)
+    assert isinstance(data.train, files.ImageFiles)
+    given = (data.train, SPEC, files.normalisation(), 10)
+    walked = FileBatches(*given, seed=3, workers=0)
+    seen = [walked.at(step) for step in range(4)]
+    assert seen[0][0].shape == (10, 3, 32, 32)
+    assert seen[0][0].is_contiguous(memory_format=torch.channels_last)
+    jumped = FileBatches(*given, seed=3, workers=0)
+    for step in (3, 1, 2):
+        x, y = jumped.at(step)
+        assert torch.equal(x, seen[step][0])
+        assert torch.equal(y, seen[step][1])
+    with_workers = FileBatches(*given, seed=3, workers=2)
+    for step in range(3):
+        assert torch.equal(with_workers.at(step)[0], seen[step][0])
+    other = FileBatches(*given, seed=4, workers=0).at(0)
+    assert not torch.equal(other[0], seen[0][0])
+    labels = torch.cat([y for _, y in seen])  # 40 of 24: the first 24 are each once
+    assert labels[:24].sort().values.tolist() == data.train.labels.tolist()
+    assert not torch.equal(seen[0][0][0], seen[1][0][0])
+
+
+def test_a_broken_file_is_named(photos: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split / "ant").mkdir(parents=True)
+        photo(0, 0).save(tmp_path / split / "ant" / "0.png")
+    (tmp_path / "train" / "ant" / "half.png").write_bytes((photos / "train" / "ant" / "0.png").read_bytes()[:500])
+    data = sets.load(SPEC, tmp_path)
+    assert isinstance(data.train, files.ImageFiles)
+    with pytest.raises(ValueError, match=r"half\.png: cannot be read as an image .*Replace the file"):
+        FileBatches(data.train, SPEC, files.normalisation(), 4, seed=0, workers=0).at(0)
+
+
+RECIPE = Recipe(
+    network="resnet8-preact",
+    data=SPEC,
+    schedule=Schedule(steps=36, lr=0.02, milestones=(24,), warmup_steps=0),
+    global_batch=12,
+    log_every=4,
+    eval_every=12,
+    save_every=12,
+)
+
+
+def test_a_run_on_a_folder_learns_and_is_tested_on_both_crops(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = trainer.train(Request(RECIPE, tmp_path / "run", data_root=photos, workers=0))
+    assert result["error_pct"] < 20  # three colours
+    assert result["other_crops"]["32"]["error_pct"] < 20
+    assert result["top5_error_pct"] == 0  # of three classes
+    assert result["network"]["num_classes"] == 3
+    for given, error in (([], result["error_pct"]), (["--crop", "32"], result["other_crops"]["32"]["error_pct"])):
+        assert main(["evaluate", str(tmp_path / "run"), "--data-root", str(photos), "--json", *given]) == 0
+        assert json.loads(capsys.readouterr().out)["error_pct"] == pytest.approx(error)
+    assert main(["evaluate", str(tmp_path / "run"), "--data-root", str(photos), "--crop", "7"]) == 2
+    assert "test crops are 46, 32" in capsys.readouterr().err
+    new = tmp_path / "new.png"
+    photo(1, 99, 300, 200).save(new)
+    assert main(["predict", str(tmp_path / "run"), str(new), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"][0]["top"][0]["class"] == "bee"
+
+
+def test_the_recipe_of_table_5() -> None:
+    recipe = preresnet.recipe("imagenet/resnet152-original")
+    assert (recipe.global_batch, recipe.norm_batch, recipe.schedule.lr) == (256, 32, 0.1)
+    epoch = recipe.schedule.steps // 90
+    assert epoch == 5_005  # 1,281,167 images in batches of 256
+    assert [recipe.schedule.at(step) for step in (0, 30 * epoch - 1)] == [0.1, 0.1]  # no warm-up
+    assert recipe.schedule.at(30 * epoch) == pytest.approx(0.01)
+    assert recipe.schedule.at(60 * epoch) == pytest.approx(0.001)
+    assert (recipe.data.augment, recipe.data.shorter_side, recipe.data.test_crops) == ("scale", (256, 480), (320, 224))
+    dagger = preresnet.recipe("imagenet/resnet200-preact-aspect")
+    assert (dagger.data.augment, dagger.optim.nesterov) == ("aspect", True)
+    with pytest.raises(ValueError, match="resnet110-preact is a network for CIFAR"):
+        preresnet.recipe("imagenet/resnet110-preact")
+
+
+def test_table_5_is_run_and_its_first_two_rows_test_one_run(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(files.CLASSES, "imagenet", len(NAMES))
+    made = plan.of_paper(study("table5"), ("*152-original*",), plan.parse_scale("steps=8,batch=3,depth=18"))
+    small = replace(SPEC, name="imagenet", test_crops=(320, 224), test_sides=(320, 256))
+    rows = tuple(replace(row, recipe=replace(row.recipe, data=small, network="resnet18-original")) for row in made.rows)
+    assert [row.crop for row in rows] == [224, None]
+    assert rows[0].recipe.norm_batch == 3
+    out = tmp_path / "study"
+    settings = Settings(out, data_root=photos)
+    waiting = manifest.open_study(out, replace(made, rows=rows), [0], "")
+    out.mkdir()
+    manifest.write(out, waiting)
+    trainer.train(Request(rows[0].recipe, run_folder(out, rows[0], 0), data_root=photos, workers=0))
+    found = reproduce(replace(made, rows=rows), 1, settings)  # nothing is left to be trained
+    result = json.loads((out / "imagenet-resnet18-original" / "seed0" / "result.json").read_text())
+    at_224, at_320 = found["rows"]
+    assert at_320["runs"][0]["error_pct"] == result["error_pct"]
+    assert at_224["runs"][0]["error_pct"] == result["other_crops"]["224"]["error_pct"]
+    assert [row["paper"]["top5_error_pct"] for row in found["rows"]] == [6.7, 5.5]
+    display.study(found)
+    said = capsys.readouterr().out
+    assert "21.30 (top-5 5.50)" in said
+    assert "(top-5 0.00)" in said
