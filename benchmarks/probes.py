@@ -2,6 +2,8 @@
 
     python benchmarks/probes.py records DIR [NETWORK ...]    measure networks (by default all that the guide shows)
     python benchmarks/probes.py pictures                     draw docs/img/probe-*.png from the records
+    python benchmarks/probes.py training RUN RUN             draw docs/img/probe-training.png from runs of the guide
+    python benchmarks/probes.py others                       draw docs/img/probe-others.png: torchvision and timm
     python benchmarks/probes.py score                        compare verdicts with the paper, in records and guide
 
 DIR holds the official CIFAR-10 folder. One network of 110 layers takes about 40 s on one core.
@@ -12,8 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import preresnet
 from preresnet.paper.tables import TABLE_1, TABLE_2
-from preresnet.study import pictures, probing, series, verdict
+from preresnet.study import heatmaps, pictures, probing, series, verdict
+from preresnet.train import watch
 
 ROOT = Path(__file__).parents[1]
 RECORDS, IMAGES = ROOT / "records" / "probe", ROOT / "docs" / "img"
@@ -91,7 +95,7 @@ ORDERS = {
 
 
 def draw() -> None:
-    """The pictures of the guide that records hold; the others are made by commands in the guide."""
+    """The pictures of the guide that records hold."""
     pair = {name: read(name) for name in ("resnet110-original", "resnet110-preact")}
     for row in ("signal", "activation", "gradient"):
         pictures.draw(pair, IMAGES / f"probe-{row}.png", rows=(row,))
@@ -102,6 +106,27 @@ def draw() -> None:
     pictures.draw_lines(joins, ("straight", "gradient"), IMAGES / "probe-decay.png")
     orders = {title: read(name) for title, name in ORDERS.items()}
     pictures.draw_lines(orders, ("activation", "signal", "straight", "gradient"), IMAGES / "probe-orders.png")
+
+
+def draw_training(runs: list[Path]) -> None:
+    """Two probed runs side by side."""
+    heatmaps.write({run.name: watch.read(run) for run in runs}, IMAGES / "probe-training.png")
+
+
+def draw_others() -> None:
+    """The program of the guide."""
+    import timm
+    import torch
+    import torchvision
+
+    torch.manual_seed(0)
+    images, labels = torch.randn(8, 3, 128, 128), torch.randint(1000, (8,))
+    models = {
+        "torchvision resnet50": torchvision.models.resnet50(),
+        "timm resnetv2_50": timm.create_model("resnetv2_50"),
+    }
+    probes = {title: preresnet.probe(model, (images, labels)).as_dict() for title, model in models.items()}
+    pictures.draw(probes, IMAGES / "probe-others.png", rows=("signal", "activation", "gradient"))
 
 
 def score() -> None:
@@ -144,6 +169,10 @@ if __name__ == "__main__":
             measure(network, Path(sys.argv[2]))
     elif sys.argv[1:] == ["pictures"]:
         draw()
+    elif sys.argv[1:2] == ["training"] and len(sys.argv) > 2:
+        draw_training([Path(name) for name in sys.argv[2:]])
+    elif sys.argv[1:] == ["others"]:
+        draw_others()
     elif sys.argv[1:] == ["score"]:
         score()
     else:

@@ -1,5 +1,7 @@
 import copy
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -60,6 +62,52 @@ def test_timm_preactivation_network() -> None:
     assert len(found.units) == 16
     assert max(found.agreement.values()) < 1e-11
     assert all(value < 1e-14 for run in found.pairs for row in run["deviation"] for value in row if value is not None)
+
+
+def vision_transformer() -> nn.Module:
+    size: dict[str, Any] = {"num_layers": 2, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 16}
+    model = torchvision.models.VisionTransformer(image_size=16, patch_size=8, num_classes=10, **size)
+    nn.init.normal_(model.get_parameter("heads.head.weight"))  # which torchvision starts at 0
+    return model
+
+
+def swin() -> nn.Module:
+    shape: dict[str, Any] = {
+        "patch_size": [2, 2],
+        "embed_dim": 8,
+        "depths": [1, 1],
+        "num_heads": [2, 2],
+        "window_size": [2, 2],
+    }
+    return torchvision.models.SwinTransformer(**shape, num_classes=10)
+
+
+def encoder(norm_first: bool) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(48, 2, 16, batch_first=True, norm_first=norm_first)
+    return nn.Sequential(nn.Flatten(2), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Flatten())
+
+
+@pytest.mark.parametrize(
+    ("build", "size", "identity"),
+    [
+        (vision_transformer, (3, 16, 16), True),
+        (swin, (3, 16, 16), True),
+        (partial(encoder, True), (5, 6, 8), True),
+        (partial(encoder, False), (5, 6, 8), False),  # a norm after every addition
+    ],
+    ids=["vit", "swin", "norm before", "norm after"],
+)
+def test_transformers_of_others_have_two_additions_a_layer(
+    build: Callable[[], nn.Module], size: tuple[int, ...], identity: bool
+) -> None:
+    torch.manual_seed(0)
+    found = probe(build(), torch.randn(2, *size))
+    assert len(found.units) == 4
+    assert found.joins["factor"] == [1.0] * 4
+    assert max(found.agreement.values()) < 1e-5
+    assert found.backward["gradient"][0] > 0  # type: ignore[operator]
+    between = [value for value in found.forward["changed"] if value is not None]  # not between stages of Swin
+    assert (max(between) == 0) == identity
 
 
 class Layer(nn.Module):

@@ -19,10 +19,10 @@ from preresnet.model.network import Network, build
 from preresnet.paper.networks import network
 from preresnet.paper.recipes import recipe
 from preresnet.recipe import STREAMED, DataName, DataSpec
-from preresnet.study import pictures, series, verdict
+from preresnet.study import heatmaps, pictures, series, verdict
 from preresnet.study.probe import probe
+from preresnet.train import watch
 from preresnet.train.folder import read_network
-from preresnet.train.watch import WATCH_FILE
 
 Data = Literal["auto", "noise", "digits", "cifar10", "cifar100", "imagenet", "folder"]
 _PHOTOGRAPHS = recipe("imagenet/resnet50-preact").data
@@ -112,11 +112,18 @@ def measure(names: Sequence[str], settings: Settings, report: Callable[[str], No
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / PROBE_FILE).write_text(json.dumps(series.short(result), indent=1) + "\n")
-        pictures.draw({Path(name).name: one for name, one in found.items()}, out / PICTURE_FILE)
-        for name in names:
-            if Path(name).is_dir() and (Path(name) / WATCH_FILE).is_file():
-                series.draw(Path(name), name, out / f"{Path(name).name}-{SERIES_PICTURE}")
+        titles = dict(zip(names, _titles(names), strict=True))
+        pictures.draw({titles[name]: one for name, one in found.items()}, out / PICTURE_FILE)
+        probed = {titles[name]: lines for name in names if Path(name).is_dir() and (lines := watch.read(Path(name)))}
+        if probed:
+            heatmaps.write(probed, out / SERIES_PICTURE)
     return result
+
+
+def _titles(names: Sequence[str]) -> list[str]:
+    """Names of networks and last names of paths, which differ; whole paths where those do not."""
+    short = [Path(name).name for name in names]
+    return short if len(set(short)) == len(short) else list(names)
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,8 @@ class Subject:
 
 def _open(name: str, settings: Settings) -> Subject:
     path, data = Path(name), settings.data
+    if len(path.parts) > 1 and not path.exists():
+        raise ValueError(f"there is no run, weights file or specification {name}")
     normalisation = None
     if path.is_dir() or name.endswith(".safetensors"):
         found = trained.open_weights(path)

@@ -62,8 +62,8 @@ def short(value: Any) -> Any:
     return value
 
 
-def draw(folder: Path, title: str = "", path: Path | None = None) -> None:
-    """The heat maps of a run, in its folder unless a path is given; nothing where nothing was probed."""
+def draw(folder: Path, title: str) -> None:
+    """The heat maps of a run, in its folder; nothing where nothing was probed."""
     lines = read(folder)
     if lines:
-        heatmaps.write({title or folder.name: lines}, path or folder / PICTURE_FILE)
+        heatmaps.write({title: lines}, folder / PICTURE_FILE)

@@ -190,7 +190,7 @@ def _loop(
             window = _Window(state)
     if watching:
         share = 100 * watching.seconds / (watching.seconds + state.train_seconds)
-        log.say(f"{watching.count} probes took {watching.seconds:.1f} s, {share:.1f} % of the time of this run")
+        log.say(f"probes: {watching.count}, {watching.seconds:.1f} s, {share:.1f} % of the time of this run")
 
 
 def _evaluate(

@@ -4,9 +4,9 @@ A watch measures the network before the first step, then every so many steps, an
 never change, so that all that moves in the series is the network. What it measures is the caller's business; the lines
 go to ``probe.jsonl``, each with the seconds that it took.
 
-With ``auto`` it counts what its measurements cost. After the first, one is taken only where it, and one at the end,
-keep all of them within 3 % of the time of the run so far; so only a run that is shorter than 33 measurements can spend
-more, on the first alone.
+With ``auto`` it counts what its measurements cost, and foretells the length of the run from the steps so far: as many
+as then fit into 3 % of its time are spread evenly over the steps that are left, one at the end included. Only the first
+is always made, so a run that is shorter than 33 measurements can spend more, on that one alone.
 """
 
 import json
@@ -24,6 +24,7 @@ from preresnet.train.checkpoint import write_atomically
 
 WATCH_FILE = "probe.jsonl"
 SHARE = 0.03  # of a run's time, at most, with "auto"
+ALLOWED = SHARE / (1 - SHARE)  # the same, of the time without measurements
 MOST_LINES = 100  # of a series, with "auto": more than a picture can show
 
 
@@ -84,7 +85,9 @@ class Watching:
         self._x, self._y = batch(watch.images(network.spec.depth))
         self.seconds = sum(line["seconds"] for line in kept)
         self.count = len(kept)
-        self._cost = kept[-1]["seconds"] if kept else 0.0
+        self._first, self._cost = (kept[0]["seconds"], kept[-1]["seconds"]) if kept else (0.0, 0.0)
+        self._measured, self._start = kept[-1]["step"] if kept else start, start
+        self._mark: tuple[int, float] | None = None
         self._begin = time.perf_counter() - trained - self.seconds
 
     def look(self, step: int) -> float:
@@ -101,7 +104,8 @@ class Watching:
             self._say(f"step {step} was not probed: {error}")
         spent = time.perf_counter() - begin
         self.seconds += spent
-        self._cost = spent
+        self._first = self._first or spent
+        self._cost, self._measured = spent, step
         if measured is not None:
             self.count += 1
             with open(self._path, "a") as file:
@@ -113,12 +117,19 @@ class Watching:
             return step % self._watch.every == 0 or step == self._last
         if step == 0:
             return True
-        if step % max(1, self._last // MOST_LINES) and step != self._last:
-            return False
-        # one more of what the last one took, and another for the end
-        total = self.seconds + self._cost * (1 if step == self._last else 2)
         alone = time.perf_counter() - self._begin - self.seconds
-        return total <= SHARE * (alone + total)
+        if step == self._last:
+            return self.seconds + self._cost <= ALLOWED * alone
+        rest = max(1, self._last // MOST_LINES)
+        if self._mark is None:  # the first steps are slower than the others
+            self._mark = (step, alone) if step - self._start >= rest else None
+            return False
+        rate = (alone - self._mark[1]) / (step - self._mark[0])
+        left = ALLOWED * (alone + rate * (self._last - step)) - self.seconds
+        more = int(left / self._cost) - 1 if self._cost else MOST_LINES  # beside the one at the end
+        if more < 1 or self.seconds + self._cost - self._first > ALLOWED * alone:
+            return False
+        return step - self._measured >= max(rest, (self._last - self._measured) / (more + 1))
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
