@@ -43,12 +43,12 @@ def start(out: Path, rates: str, steps: int, *more: str) -> subprocess.Popen[str
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    said = "".join(process.communicate(timeout=120))
+    said = "".join(process.communicate(timeout=300))
     assert "Traceback" not in said, said
     return process.returncode, said
 
 
-def until(what: Callable[[], Any], seconds: float = 90) -> Any:
+def until(what: Callable[[], Any], seconds: float = 240) -> Any:
     """Wait for something to be true."""
     end = time.monotonic() + seconds
     while not (found := what()):

@@ -46,7 +46,7 @@ def command(folder: Path, recipe: Recipe, *more: str) -> list[str]:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=300)
 
 
 def measured(folder: Path) -> list[dict[str, Any]]:
@@ -107,12 +107,12 @@ def test_a_signal_saves_says_where_and_exits(finished: Path, tmp_path: Path, num
     process = subprocess.Popen(
         [sys.executable, "-c", slow, *command(folder, small())[3:]], stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not runlog.read(folder):  # its first line: the loop is running
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=180)
     assert process.returncode == 128 + number
     assert str(folder) in said
     assert "--resume" in said
