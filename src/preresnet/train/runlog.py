@@ -72,9 +72,9 @@ class RunLog:
         self._file.close()
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``; a last line cut short by a kill is left out."""
-    path = folder / METRICS_FILE
+def read(folder: Path, file: str = METRICS_FILE) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``, or of another such file; a last line cut short by a kill is left out."""
+    path = folder / file
     lines = []
     for text in path.read_text().splitlines() if path.is_file() else []:
         try:

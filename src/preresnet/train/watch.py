@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from preresnet.model.network import Network
+from preresnet.train import runlog
 from preresnet.train.checkpoint import write_atomically
 
 WATCH_FILE = "probe.jsonl"
@@ -134,11 +135,4 @@ class Watching:
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """The lines of ``probe.jsonl``; a last line cut short by a kill is left out."""
-    path = folder / WATCH_FILE
-    lines = []
-    for text in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+    return runlog.read(folder, WATCH_FILE)
