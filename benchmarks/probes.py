@@ -16,7 +16,7 @@ from typing import Any
 
 import preresnet
 from preresnet.paper.tables import TABLE_1, TABLE_2
-from preresnet.study import heatmaps, pictures, probing, series, verdict
+from preresnet.propagation import heatmaps, pictures, probing, series, verdict
 from preresnet.train import watch
 
 ROOT = Path(__file__).parents[1]

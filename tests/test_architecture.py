@@ -16,6 +16,7 @@ LAYERS = [
     {"inference"},
     {"trained"},
     {"train"},
+    {"propagation"},
     {"study"},
     {"display"},
     {"cli"},

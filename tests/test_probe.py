@@ -13,7 +13,7 @@ from preresnet.model.network import Network
 from preresnet.model.preactivation import Norm
 from preresnet.model.units import ResidualUnit
 from preresnet.paper.networks import ORDERS, SHORTCUTS
-from preresnet.study.probe import Probe, probe
+from preresnet.propagation.probe import Probe, probe
 
 KINDS = [f"resnet20-{order}" for order in ORDERS]
 KINDS += ["resnet20-plain", "resnet29-preact-bottleneck", "resnet20-preact-projected", "resnet20-preact-conv1x1"]
@@ -51,7 +51,7 @@ def test_eq_5_both_ways_give_the_same_parts(name: str, dtype: torch.dtype, limit
 
 
 def test_the_agreement_is_measured_and_not_assumed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from preresnet.study import backward
+    from preresnet.propagation import backward
 
     product = backward._product
     monkeypatch.setattr(backward, "_product", lambda y, x, v: product(y, x, v) * (1 if y is x else 1.001))

@@ -15,9 +15,9 @@ import preresnet
 from preresnet.cli import main
 from preresnet.data import loaders, sets
 from preresnet.data.loaders import TrainingBatches
+from preresnet.propagation import heatmaps, pictures, series, verdict
+from preresnet.propagation.probe import Probe, probe
 from preresnet.recipe import Recipe
-from preresnet.study import heatmaps, pictures, series, verdict
-from preresnet.study.probe import Probe, probe
 from preresnet.train import runlog, watch
 from preresnet.train.folder import Request
 from preresnet.train.trainer import train

@@ -14,7 +14,8 @@ from PIL import Image
 from report_folders import make_run, make_study, probed_line
 
 from preresnet.cli import main
-from preresnet.study import figures, heatmaps, page, report
+from preresnet.propagation import heatmaps
+from preresnet.study import figures, page, report
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

@@ -9,8 +9,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from preresnet.study.probe import probe
-from preresnet.study.streams import Pass, find
+from preresnet.propagation.additions import Pass
+from preresnet.propagation.probe import probe
+from preresnet.propagation.streams import find
 
 
 def passed(model: nn.Module, x: Tensor, **more: Any) -> tuple[Any, Pass]:

@@ -16,7 +16,7 @@ from preresnet.spec import NetSpec as NetSpec
 if TYPE_CHECKING:
     from preresnet.model.network import Network as Network
     from preresnet.model.network import build as build
-    from preresnet.study.probe import probe as probe
+    from preresnet.propagation.probe import probe as probe
 
 __version__ = "0.1.0"
 
@@ -40,7 +40,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(network, name)
     if name == "probe":
-        from preresnet.study.probe import probe
+        from preresnet.propagation.probe import probe
 
         return probe
     raise AttributeError(f"module 'preresnet' has no attribute {name!r}")

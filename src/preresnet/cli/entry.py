@@ -127,7 +127,7 @@ class Train:
         if self.probe_every is None:
             result = trainer.train(request)
         else:
-            from preresnet.study import series
+            from preresnet.propagation import series
 
             result = trainer.train(request, series.watch(self.probe_every))
             series.draw(self.out, self.name)

@@ -46,7 +46,7 @@ class Probe:
 
     def run(self) -> int:
         """Measure, write and print."""
-        from preresnet.study import probing
+        from preresnet.propagation import probing
 
         words = Console(stderr=True, highlight=False)
         found = probing.measure(

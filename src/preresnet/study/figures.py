@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preresnet.study import heatmaps
+from preresnet.propagation import heatmaps
 from preresnet.study.content import Row, Run
 from preresnet.train import curves
 from preresnet.train.curves import COLOURS, FAINT, PAPER, TEXT, Curve

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preresnet.study import figures, heatmaps, report
+from preresnet.propagation import heatmaps
+from preresnet.study import figures, report
 from preresnet.study.content import Row, Run, Study
 from preresnet.study.figures import MARK, Picture
 from preresnet.train import checkpoint, curves

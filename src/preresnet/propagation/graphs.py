@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from preresnet.study.streams import Pass
+from preresnet.propagation.additions import Pass
 
 _ATEN = torch.ops.aten
 _ADDITIONS = {_ATEN.add.Tensor, _ATEN.add_.Tensor, operator.add, operator.iadd, torch.add}

@@ -16,7 +16,7 @@ def draw(probes: Mapping[str, Mapping[str, Any]], path: Path, rows: Sequence[Row
     """Networks side by side, depth to the right.
 
     Args:
-        probes: by title, `preresnet.study.probe.Probe.as_dict`.
+        probes: by title, `preresnet.propagation.probe.Probe.as_dict`.
         path: of the picture, ``.png`` or ``.svg``.
         rows: what to show, from above: the signal; what f changes of y (Eq. 2); the gradient and its parts (Eq. 5) and
             the angle between them; products of factors and what is left of the gradient (Eq. 7 and 8).

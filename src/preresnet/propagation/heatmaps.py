@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preresnet.study.pictures import require_format
+from preresnet.propagation.pictures import require_format
 from preresnet.train.curves import FAINT, PAPER, SIZE, TEXT
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from preresnet.study.streams import Addition
+from preresnet.propagation.additions import Addition
 
 CANCELLED = 0.1  # a sum this small beside what both parts measure counts as nearly cancelled
 
@@ -28,7 +28,7 @@ class Parts:
 
     Args:
         positions: at each x_l, then at the last sum: squares of the norms of ``gradient``, ``straight`` and ``rest``,
-            sums of what `preresnet.study.probe.Probe` describes, and in how many samples each is defined.
+            sums of what `preresnet.propagation.probe.Probe` describes, and in how many samples each is defined.
         agreement: the largest relative differences between both ways.
         parameters: gradient of the summed loss.
     """

@@ -6,8 +6,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from preresnet.model.network import Network
-from preresnet.study import heatmaps
-from preresnet.study.probe import Probe, probe
+from preresnet.propagation import heatmaps
+from preresnet.propagation.probe import Probe, probe
 from preresnet.train.watch import Watch, read
 
 PICTURE_FILE = "probe.png"

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from preresnet.model.network import Network
 from preresnet.paper.tables import TABLE_1, TABLE_2
+from preresnet.propagation import streams
+from preresnet.propagation.probe import Probe, probe
 from preresnet.recipe import Optim, Schedule
-from preresnet.study import streams
-from preresnet.study.probe import Probe, probe
 from preresnet.train.optim import set_lr, sgd, update
 
 Grade = Literal["will train", "will train, but worse", "will not train"]

@@ -1,16 +1,15 @@
 """Where are the residual additions of a network, and what enters each of them in one pass?
 
 Three ways, tried in this order: units that the user names; the joins of a network of this package; the graph that
-``torch.export`` makes of any other module (`preresnet.study.graphs`). All give the same: the additions along the one
-stream that everything from input to output has to pass, each with its shortcut and its residual.
+``torch.export`` makes of any other module (`preresnet.propagation.graphs`). All give the same: the additions along
+the one stream that everything from input to output has to pass, each with its shortcut and its residual.
 """
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,76 +19,8 @@ from preresnet.model.network import Network, set_fused
 from preresnet.model.preactivation import Norm
 from preresnet.model.shortcuts import IdentityJoin, ScaledJoin, ZeroPad
 from preresnet.model.units import ResidualUnit
-
-
-@dataclass(frozen=True)
-class Addition:
-    """One residual addition as it was computed: y_l = h(x_l) + F(x_l).
-
-    Args:
-        name: of its unit.
-        x: x_l, what enters shortcut and residual (behind a shared pre-activation).
-        shortcut: h(x_l), as it was added.
-        residual: F(x_l), as it was added.
-        sum: y_l.
-        factor: lambda where the shortcut is exactly lambda * x_l (1 for an identity); None for any other.
-        reference: what ``shortcut`` is a multiple of, where that is not x_l itself (x_l brought to another shape).
-    """
-
-    name: str
-    x: Tensor
-    shortcut: Tensor
-    residual: Tensor
-    sum: Tensor
-    factor: float | None
-    reference: Tensor | None = None
-
-
-@dataclass
-class Pass:
-    """What one pass leaves behind.
-
-    Args:
-        cut: whether every residual is added without its gradient, so that the backward pass knows shortcuts alone.
-
-    Attributes:
-        additions: in the order of execution.
-        active: for each ReLU, by name, which of its channels were above zero anywhere: (c,) bool.
-    """
-
-    cut: bool = False
-    additions: list[Addition] = field(default_factory=list)
-    active: dict[str, Tensor] = field(default_factory=dict)
-
-    def add(
-        self,
-        name: str,
-        x: Tensor,
-        shortcut: Tensor,
-        residual: Tensor,
-        factor: float | None,
-        reference: Tensor | None = None,
-    ) -> Tensor:
-        """Add shortcut and residual, and take note."""
-        # what is cut stays a variable, so that a last sum without a shortcut has a gradient too
-        total = shortcut + (residual.detach().requires_grad_() if self.cut else residual)
-        self.additions.append(Addition(name, x, shortcut, residual, total, factor, reference))
-        return total
-
-    def relu(self, name: str, y: Tensor) -> None:
-        """Take note of which channels (dimension 1; the last one of a sequence) a ReLU lets through."""
-        if self.cut or y.ndim < 2:
-            return
-        channel = 1 if y.ndim in (2, 4, 5) else y.ndim - 1
-        self.active[name] = (y.detach() > 0).transpose(0, channel).flatten(1).any(1)
-
-
-class Stream(Protocol):
-    """A network whose residual additions are known."""
-
-    def run(self, inputs: tuple[Any, ...], kwargs: dict[str, Any], taken: Pass) -> Any:
-        """One forward pass; ``taken`` is filled. Returns what the network returns."""
-        ...
+from preresnet.propagation import graphs
+from preresnet.propagation.additions import Pass, Stream
 
 
 def twin(model: nn.Module) -> nn.Module:
@@ -132,8 +63,6 @@ def find(
         return _Named(other, units)
     if isinstance(other, Network):
         return _Joined(other)
-    from preresnet.study import graphs
-
     return graphs.exported(other, inputs, kwargs)
 
 

@@ -18,9 +18,9 @@ from preresnet.model.describe import default_size
 from preresnet.model.network import Network, build
 from preresnet.paper.networks import network
 from preresnet.paper.recipes import recipe
+from preresnet.propagation import heatmaps, pictures, series, verdict
+from preresnet.propagation.probe import probe
 from preresnet.recipe import STREAMED, DataName, DataSpec
-from preresnet.study import heatmaps, pictures, series, verdict
-from preresnet.study.probe import probe
 from preresnet.train import watch
 from preresnet.train.folder import read_network
 
@@ -74,7 +74,7 @@ def measure(names: Sequence[str], settings: Settings, report: Callable[[str], No
 
     Returns:
         ``command``, ``data``, ``images``, ``device``, ``versions`` and ``probes``: by name, what
-        `preresnet.study.probe.Probe.as_dict` gives, with ``verdict`` where it was asked for.
+        `preresnet.propagation.probe.Probe.as_dict` gives, with ``verdict`` where it was asked for.
 
     Raises:
         ValueError: bad input; nothing was written.

@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from preresnet.study import backward, inputs, streams
-from preresnet.study.inputs import Batch
-from preresnet.study.streams import Addition, Pass
+from preresnet.propagation import backward, inputs, streams
+from preresnet.propagation.additions import Addition, Pass
+from preresnet.propagation.inputs import Batch
 
 ALONG = 0.5  # dropout of half the elements has a cosine of 0.71 with x_l, a random convolution of 0
 
