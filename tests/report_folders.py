@@ -147,7 +147,7 @@ def make_study(folder: Path, scale: dict[str, int] | None = None) -> Path:
         "claims": [
             {
                 "text": "A 1x1 convolution on the shortcut hurts",
-                "source": "Section 3.1, Table 1",
+                "source": "Section 3, Table 1",
                 "better": b,
                 "worse": a,
                 "kind": "lower error",

@@ -166,7 +166,7 @@ def test_claims_and_differences_are_told_with_their_evidence(whole: Path) -> Non
     found = Page(whole)
     claim = found.table("Which orderings of the paper show here, in scaled runs")[1]
     assert claim[:2] == ["A 1x1 convolution on the shortcut hurts", "not enough runs"]
-    assert claim[2:] == ["Median 7.00 % of 3 against 12.00 % of 1.", "Section 3.1, Table 1"]
+    assert claim[2:] == ["Median 7.00 % of 3 against 12.00 % of 1.", "Section 3, Table 1"]
     rows = found.table("Difference of the medians")
     assert rows[1] == ["1x1 convolution & <shortcut>", "original, Fig. 2(a)", "-0.50", "-1.00 to +0.25", "-", "1, 3"]
     assert rows[2][2:] == ["-", "-", "0.100", "2, 3"]

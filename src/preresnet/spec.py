@@ -82,7 +82,7 @@ class ConstantScale:
 
 @dataclass(frozen=True, config=STRICT)
 class ExclusiveGate:
-    """y = (1 - g) x + g F(x), g = sigmoid(W_g x + bias). Paper: Section 3.1, Fig. 2(c).
+    """y = (1 - g) x + g F(x), g = sigmoid(W_g x + bias). Paper: Section 3, Fig. 2(c).
 
     Args:
         bias: initial bias b_g of the gate; the paper searched 0, -1, ..., -10.
@@ -96,7 +96,7 @@ class ExclusiveGate:
 
 @dataclass(frozen=True, config=STRICT)
 class ShortcutOnlyGate:
-    """y = (1 - g) x + F(x), g as in `ExclusiveGate`. Paper: Section 3.1, Fig. 2(d)."""
+    """y = (1 - g) x + F(x), g as in `ExclusiveGate`. Paper: Section 3, Fig. 2(d)."""
 
     bias: float
     norm: bool = False
@@ -105,7 +105,7 @@ class ShortcutOnlyGate:
 
 @dataclass(frozen=True, config=STRICT)
 class Conv1x1:
-    """y = W_s x + F(x) in every unit. Paper: Section 3.1, Fig. 2(e) (option C of the 2015 paper).
+    """y = W_s x + F(x) in every unit. Paper: Section 3, Fig. 2(e) (option C of the 2015 paper).
 
     Args:
         norm: batch norm after W_s; the caption of Fig. 2 puts one right after each weight layer.
@@ -117,7 +117,7 @@ class Conv1x1:
 
 @dataclass(frozen=True, config=STRICT)
 class Dropout:
-    """y = dropout(x) + F(x). Paper: Section 3.1, Fig. 2(f).
+    """y = dropout(x) + F(x). Paper: Section 3, Fig. 2(f).
 
     Args:
         p: share of dropped elements.

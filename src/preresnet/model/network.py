@@ -179,7 +179,7 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
     | biases of convolutions | 0 | the same |
     | classifier | uniform in +-1 / sqrt(in), bias 0 | Torch 7 default; ``resnet-pre-act.lua`` |
     | batch norms | scale 1, shift 0 | the same |
-    | gates | as convolutions; bias as the spec says | Section 3.1; W_g's distribution is not stated |
+    | gates | as convolutions; bias as the spec says | Section 3; W_g's distribution is not stated |
 
     Drawn on the CPU in float32, so that a seed gives the same weights whatever device and precision follow.
 

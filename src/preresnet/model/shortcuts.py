@@ -52,7 +52,7 @@ class Gate(nn.Module):
 
     Evaluated in float32 under autocast: bfloat16 cannot hold 1 - g for the g of about 0.0025 that b_g = -6 starts with.
 
-    Paper: Section 3.1.
+    Paper: Section 3.
     """
 
     def __init__(self, shape: UnitShape, dialect: Dialect, initial_bias: float, *, norm: bool) -> None:

@@ -30,7 +30,7 @@ ORDERS: dict[str, Order] = {
     "preact": Order(pre="BR", between="BR", end="", after_add=""),
 }
 
-# Section 3.1 searched the initial gate bias from 0 to -10.
+# Section 3 searched the initial gate bias from 0 to -10.
 GATE_BIASES = tuple(range(0, -11, -1))
 
 # Fig. 2 (b) to (f) with every setting of Table 1. A gate's number is its initial bias: "exclusive-gate-6" starts at -6.
