@@ -1,5 +1,6 @@
 """Which pictures does a report show, and how do they become files and part of a page?"""
 
+import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -62,9 +63,14 @@ class Picture:
         """The drawing as part of a page: its colours are the page's, its ids are its own, its words are in it."""
         svg = self._svg()
         svg = svg[svg.index("<svg") :]
+        # a page may hold a hundred pictures: no list of fonts on every word, no names that nothing refers to
+        svg = re.sub(r"font-family: [^;\"]*; ?", "", svg)  # the page's style has them
+        used = set(re.findall(r"#([\w-]+)", svg))
+        svg = re.sub(r' id="([^"]*)"', lambda name: name[0] if name[1] in used else "", svg)
         body = re.sub(r"<(defs>\s*<style).*?</defs>", "", svg[svg.index(">") + 1 :], count=1, flags=re.DOTALL)
-        body = re.sub(r'\bid="', f'id="{self.name}-', body)
-        body = re.sub(r"url\(#", f"url(#{self.name}-", body).replace('xlink:href="#', f'href="#{self.name}-')
+        own = hashlib.sha256(self.name.encode()).hexdigest()[:8]
+        body = re.sub(r'\bid="', f'id="f{own}-', body)
+        body = re.sub(r"url\(#", f"url(#f{own}-", body).replace('xlink:href="#', f'href="#f{own}-')
         body = re.sub(r'(?<= )(d|x|y)="[^"]*"', lambda match: _shorter(match.group()), body)
         for colour, variable in THEME.items():
             body = body.replace(colour, f"var({variable})")
