@@ -26,6 +26,7 @@ from preresnet.study.plan import Plan
 from preresnet.study.reproduce import Settings, reproduce
 from preresnet.study.runs import Job, Outcome, work
 from preresnet.study.sweep import of_sweep
+from preresnet.train import watch
 
 DIGITS = "digits/resnet20-preact"
 TINY = ("network=resnet8-preact", "data.image_size=8", "global_batch=16", "precision=float32", "log_every=10")
@@ -246,6 +247,7 @@ def test_a_shortened_table_is_labelled_and_kept_apart(
     assert json.loads(place.read_text()) == result
 
     # more seeds of one row later: the table keeps what it has, and the records too
+    given += ["--probe-every", "4"]
     place.write_text("{}")
     given[given.index("*110*")] = "resnet110-preact"
     before = stamps(out / "cifar10-resnet8-preact" / "seed0")
@@ -257,6 +259,11 @@ def test_a_shortened_table_is_labelled_and_kept_apart(
     assert [len(row["runs"]) for row in manifest(out)["rows"]] == [1, 1, 1, 1, 3]
     assert manifest(out)["rows"][4]["statistics"]["n"] == 3
     assert manifest(out)["rows"][4]["statistics"]["interval"] is not None
+    assert not (out / "cifar10-resnet8-preact" / "seed0" / "probe.jsonl").exists()
+    probed = out / "cifar10-resnet8-preact" / "seed1"
+    assert [line["step"] for line in watch.read(probed)] == [0, 4, 8]
+    assert (probed / "probe.png").is_file()
+    assert json.loads((probed / "result.json").read_text())["command"].endswith(" --probe-every 4")
 
     given[given.index("--scale") + 1] = "steps=9,batch=8,depth=8"
     assert main(given) == 2
@@ -368,6 +375,7 @@ def test_a_dry_run_of_table_5(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["reproduce", "table1", "--out", "{new}", "--seeds", "0"], "--seeds 0"),
         (["reproduce", "table1", "--dry-run", "--seeds", "0"], "--seeds 0"),
         (["reproduce", "table1", "--out", "{new}", "--jobs", "0"], "--jobs 0"),
+        (["reproduce", "table1", "--out", "{new}", "--probe-every", "0"], "probe-every 0"),
         (["reproduce", "table3", "--out", "{new}", "--scale", "depth=20"], "the same network"),
         (["sweep", DIGITS, "--out", "{new}"], "--vary"),
         (["sweep", DIGITS, "--out", "{new}", "--vary", "network=resnet9-preact"], "6n+2"),

@@ -107,7 +107,8 @@ class Train:
 
     def run(self) -> int:
         """Train, and print where the run and its results are."""
-        from preresnet.train import folder, trainer
+        from preresnet.propagation import series
+        from preresnet.train import folder
 
         chosen = self.recipe
         if self.holdout is not None:
@@ -124,13 +125,7 @@ class Train:
             name=self.name,
             command=command_line(),
         )
-        if self.probe_every is None:
-            result = trainer.train(request)
-        else:
-            from preresnet.propagation import series
-
-            result = trainer.train(request, series.watch(self.probe_every))
-            series.draw(self.out, self.name)
+        result = series.train(request, self.probe_every)
         words = Console(highlight=False, soft_wrap=True)
         words.print(
             f"[bold]{result['split']} error {result['error_pct']:.2f} %[/] at the last step: "

@@ -48,6 +48,8 @@ class Reproduce:
     """auto, cpu, cuda or cuda:N."""
     memory: Literal["auto", "plain", "recompute", "units", "sqrt"] = "auto"
     """As in `preresnet train`."""
+    probe_every: int | Literal["auto"] | None = None
+    """As in `preresnet train`; heat maps of each row are in the report then."""
     dry_run: bool = False
     """List the runs, with images and predicted hours on this device; train nothing."""
     records: Path | None = None
@@ -99,6 +101,8 @@ class Sweep:
     """auto, cpu, cuda or cuda:N."""
     memory: Literal["auto", "plain", "recompute", "units", "sqrt"] = "auto"
     """As in `preresnet train`."""
+    probe_every: int | Literal["auto"] | None = None
+    """As in `preresnet train`; heat maps of each row are in the report then."""
     dry_run: bool = False
     """List the runs, with images and predicted hours on this device; train nothing."""
     json: bool = False
@@ -131,6 +135,7 @@ def _do(plan: "Plan", given: Reproduce | Sweep) -> tuple[int, dict[str, Any] | N
         jobs=given.jobs,
         device=given.device,
         memory=given.memory,
+        probe_every=given.probe_every,
         command=command_line(),
     )
     with _Bars() as bars:

@@ -96,8 +96,8 @@ def chosen(rows: tuple[Row, ...], patterns: tuple[str, ...]) -> tuple[Row, ...]:
         if not found:
             names = list(dict.fromkeys(row.network for row in rows))
             near = difflib.get_close_matches(pattern, names, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"no row {pattern!r}; {hint}The rows are {', '.join(names)}; * stands for anything")
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise ValueError(f"no row {pattern!r}{hint} The rows are {', '.join(names)}; * stands for anything")
     return tuple(row for row in rows if not patterns or any(row in found for found in fits.values()))
 
 

@@ -8,10 +8,28 @@ from torch import Tensor
 from preresnet.model.network import Network
 from preresnet.propagation import heatmaps
 from preresnet.propagation.probe import Probe, probe
+from preresnet.train import trainer
+from preresnet.train.folder import Request
 from preresnet.train.watch import Watch, read
+
+Every = int | Literal["auto"] | None  # steps between two probes; None: no probe
 
 PICTURE_FILE = "probe.png"
 IMAGES, LAYER_IMAGES = 32, 4000  # of a probe: 32 of up to 125 layers, 4 of 1001, so that its memory stays small
+
+
+def train(request: Request, every: Every) -> dict[str, Any]:
+    """Do a run and, where asked, probe it on the way; the heat maps lie in its folder then.
+
+    Args:
+        request: as for `preresnet.train.trainer.train`, whose result and errors are these too.
+        every: steps between two probes, or ``auto``; None trains alone.
+    """
+    if every is None:
+        return trainer.train(request)
+    result = trainer.train(request, watch(every))
+    draw(request.out, request.name)
+    return result
 
 
 def watch(every: int | Literal["auto"]) -> Watch:

@@ -10,6 +10,7 @@ from filelock import FileLock, Timeout
 import preresnet.device as devices
 from preresnet.data import sets
 from preresnet.model.memory import Plan as MemoryPlan
+from preresnet.propagation import series
 from preresnet.study import executors, manifest
 from preresnet.study.plan import Plan, run_folder
 from preresnet.study.runs import Job, Outcome, kept, step
@@ -35,6 +36,7 @@ class Settings:
         jobs: runs at a time on one device.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         memory: plan of each run.
+        probe_every: steps between two probes of a run, or ``auto``; None: none.
         command: that started it, for records.
     """
 
@@ -44,6 +46,7 @@ class Settings:
     jobs: int = 1
     device: str = "auto"
     memory: Literal["auto"] | MemoryPlan = "auto"
+    probe_every: series.Every = None
     command: str = ""
 
 
@@ -86,6 +89,8 @@ def reproduce(plan: Plan, seeds: int, settings: Settings, progress: Progress | N
     for name, value in (("seeds", seeds), ("jobs", settings.jobs)):
         if value < 1:
             raise ValueError(f"--{name} {value}; it must be 1 or more")
+    if settings.probe_every is not None:
+        series.watch(settings.probe_every)  # refuses what is no number of steps
     recipes = [row.recipe for row in plan.rows]
     for recipe in recipes:
         num_classes, in_channels = sets.shape(recipe.data, settings.data_root)
@@ -110,6 +115,7 @@ def reproduce(plan: Plan, seeds: int, settings: Settings, progress: Progress | N
 def _jobs(plan: Plan, seeds: int, settings: Settings, out: Path) -> list[Job]:
     """All runs of a plan, the first seed of every row before the second of any: a table is whole early."""
     scale = f", shortened: {plan.scale}" if plan.scale else ""
+    probed = "" if settings.probe_every is None else f" --probe-every {settings.probe_every}"
     jobs = []
     for seed in range(seeds):
         for row in plan.rows:
@@ -122,9 +128,9 @@ def _jobs(plan: Plan, seeds: int, settings: Settings, out: Path) -> list[Job]:
                 resume=True,
                 memory=settings.memory,
                 name=row.base + scale,
-                command=row.train_command(seed),
+                command=row.train_command(seed) + probed,
             )
-            jobs.append(Job(row.name, request, out, crop=row.crop))
+            jobs.append(Job(row.name, request, out, crop=row.crop, probe_every=settings.probe_every))
     return jobs
 
 

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 import preresnet.device as devices
 from preresnet.data import sets
+from preresnet.propagation import series
 from preresnet.recipe import Recipe
 from preresnet.spec import from_json, to_json
 from preresnet.study.content import STUDY_FILE
@@ -33,6 +34,7 @@ class Job:
         study: folder of the study.
         threads: that may compute on a CPU; None leaves it to PyTorch.
         crop: size of the test crop whose error is asked for; None: the recipe's first.
+        probe_every: steps between two probes of the network, or ``auto``; None: none.
     """
 
     row: str
@@ -40,6 +42,7 @@ class Job:
     study: Path
     threads: int | None = None
     crop: int | None = None
+    probe_every: series.Every = None
 
     @property
     def name(self) -> str:
@@ -137,7 +140,7 @@ def step(job: Job) -> int:
 
 def _train(job: Job) -> Outcome:
     try:
-        result = trainer.train(job.request)
+        result = series.train(job.request, job.probe_every)
         return Outcome("done", **errors(result, job.crop))
     except trainer.InterruptedRunError as error:
         return Outcome("stopped", message=str(error).split(". ")[0])
