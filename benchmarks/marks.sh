@@ -18,6 +18,7 @@ mark() {
 
 mark resnet20-training resnet20-preact --batch 128 --against pytorchcv eager limit
 mark resnet110-training resnet110-preact --batch 128 --against pytorchcv eager limit --steps 2
+mark resnet110-gate-training resnet110-original-exclusive-gate-6 --batch 128 --against eager limit --steps 2
 mark resnet164-training resnet164-preact --batch 64 --against pytorchcv eager limit --rounds 15 --steps 2
 mark resnet50-training resnet50-preact --batch 32 --against timm eager limit --steps 1
 mark resnet1001-memory resnet1001-preact --batch 128 --against eager --memory recompute sqrt --rounds 3 --steps 1

@@ -72,7 +72,7 @@ def saved_bytes(model: Network, x: Tensor) -> int:
     return saved.bytes
 
 
-@pytest.mark.parametrize("name", ["resnet29-preact-bottleneck", "resnet20-preact"])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_what_is_saved_is_what_was_predicted(name: str) -> None:
     x = torch.randn(16, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     before = None

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from preresnet.model import passes, preactivation
+from preresnet.model import passes, preactivation, shortcuts
 from preresnet.model.network import Network, build, set_fused
 from preresnet.model.preactivation import Norm, Tape, convolve, fork, taped
 from preresnet.model.units import ResidualUnit
@@ -143,6 +143,74 @@ def test_gradients_are_those_of_finite_differences(relu: bool) -> None:
     assert torch.autograd.gradgradcheck(lambda x: convolve(module, conv, x), (x,))
 
 
+GATED = [(4, 16, 8, 8), (2, 64, 4, 4), (3, 7, 5, 3), (2, 300, 2, 2)]
+
+
+def gating(*shape: int, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    """Logit, shortcut, residual and gradient, and a bias; some gates are so far open or closed that exp overflows."""
+    maps = [image(*shape, dtype, seed=seed) for seed in range(4)]  # type: ignore[misc]
+    maps[0] = maps[0] * 30
+    maps[0][0, 0, 0, 0], maps[0][0, 1, 0, 0] = 1e4, -1e4
+    return maps, vectors(shape[1], passes.sum_type(dtype))[1] - 6
+
+
+@pytest.mark.parametrize("both", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_fused_gate_equals_pytorch(dtype: torch.dtype, both: bool) -> None:
+    for shape in GATED:
+        (logit, shortcut, residual, grad), bias = gating(*shape, dtype=dtype)
+        inputs = [tensor.clone().requires_grad_() for tensor in (logit, bias, shortcut, residual)]
+        found = shortcuts._Gating.apply(*inputs, both)
+        expected = shortcuts._gated(*inputs, both=both)
+        assert found.dtype == expected.dtype == dtype
+        assert error(found, expected) < ROUNDING[dtype], shape
+        of_found, of_expected = (torch.autograd.grad(y, inputs, grad) for y in (found, expected))
+        for one, wanted in zip(of_found, of_expected, strict=True):
+            assert one.dtype == wanted.dtype
+            assert error(one, wanted) < ROUNDING[dtype], shape
+
+        rows, behind = passes.rows, residual if both else None
+        of_gpu = passes._gate(rows(logit), rows(shortcut), rows(residual), bias, both)[0]
+        assert error(of_gpu, rows(found)) < ROUNDING[dtype], shape
+        given = rows(logit), rows(shortcut), rows(grad), bias, None if behind is None else rows(behind)
+        d_logit, d_bias, d_shortcut, _, *d_residual = passes._differentiate_gate(*given)
+        wanted = of_found[0], of_found[2], *([of_found[3]] if both else [])
+        for one, of_kernel in zip((d_logit, d_shortcut, *d_residual), wanted, strict=True):
+            assert error(one, rows(of_kernel)) < ROUNDING[dtype], shape
+        assert error(d_bias, of_found[1]) < ROUNDING[dtype], shape
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_gradients_of_a_gate_are_those_of_finite_differences(both: bool) -> None:
+    inputs = [image(3, 4, 3, 3, seed=seed).requires_grad_() for seed in range(3)]
+    inputs.insert(1, vectors(4, torch.float64)[1].requires_grad_())
+    assert torch.autograd.gradcheck(lambda *given: shortcuts._Gating.apply(*given, both), inputs)
+    assert torch.autograd.gradgradcheck(lambda *given: shortcuts._Gating.apply(*given, both), inputs)
+
+
+def test_a_gate_that_is_not_a_number_shows() -> None:
+    (logit, shortcut, residual, _), bias = gating(4, 16, 8, 8, dtype=torch.float32)
+    logit[1, 2, 3, 4] = float("nan")
+    found = passes.gate(logit, bias, shortcut, residual, both=True)
+    assert found.isnan().nonzero().tolist() == [[1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize(("shortcut", "maps"), [("exclusive gate", 3), ("shortcut gate", 2)])
+def test_a_gate_saves_what_it_reads_alone(shortcut: str, maps: int) -> None:
+    model = made(network("original", "basic", SHORTCUTS[shortcut]), torch.float32, fused=True)
+    join = model.get_submodule("stages.0.units.1.join")
+    x, residual = (image(4, 8, 8, 8, torch.bfloat16, seed=seed).requires_grad_() for seed in range(2))
+    saved: list[Tensor] = []
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t),  # type: ignore[func-returns-value]
+    ):
+        join(x, residual)
+    large = [tensor for tensor in saved if tensor.shape == x.shape]
+    assert len({tensor.data_ptr() for tensor in large}) == maps  # x, the logit, and the residual where it has a gate
+    assert {tensor.dtype for tensor in large} == {torch.bfloat16}
+
+
 def test_it_saves_its_input_and_vectors_alone() -> None:
     module, conv = norm(16, relu=True, dtype=torch.float32), nn.Conv2d(16, 8, 3, padding=1)
     x = image(4, 16, 8, 8, torch.float32).requires_grad_()
@@ -245,9 +313,12 @@ def test_every_network_trains_the_same_fused_and_recomputing(order: str, kind: U
     assert torch.equal(model(x), plain(x))
 
 
-@pytest.mark.parametrize("order", list(ORDERS))
-def test_bfloat16_differs_from_pytorch_by_rounding(order: str) -> None:
-    spec, x = network(order, "basic", Identity()), image(16, 3, 8, 8, torch.float32)
+@pytest.mark.parametrize(
+    ("order", "shortcut"),
+    [*((order, "identity") for order in ORDERS), ("original", "exclusive gate"), ("original", "shortcut gate")],
+)
+def test_bfloat16_differs_from_pytorch_by_rounding(order: str, shortcut: str) -> None:
+    spec, x = network(order, "basic", SHORTCUTS[shortcut]), image(16, 3, 8, 8, torch.float32)
     exact = step(made(spec, torch.float32, fused=False), x)
     plain = step(made(spec, torch.float32, fused=False), x, autocast=True)
     fused = step(made(spec, torch.float32, fused=True), x, autocast=True)

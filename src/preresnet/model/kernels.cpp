@@ -1,4 +1,4 @@
-// How are the passes of a batch norm, its ReLU and a residual addition done on a CPU, each at the speed of memory?
+// How are the passes of a batch norm, its ReLU, an addition and a gate done on a CPU, each at the speed of memory?
 //
 // A feature map in channels_last memory is `positions` times `channels` values. It is read as rows of L values, L a
 // multiple of `channels` and of four vectors, so that inner loops are long however few the channels are. Rows go in
@@ -10,6 +10,7 @@
 // things are said by name, because GCC 12 finds twice the instructions for them.
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -48,9 +49,11 @@ template <> struct Of<double> {
 template <class N> struct Vectors;
 template <> struct Vectors<float> {
     typedef float V __attribute__((vector_size(64)));
+    typedef int32_t Bits __attribute__((vector_size(64)));
 };
 template <> struct Vectors<double> {
     typedef double V __attribute__((vector_size(64)));
+    typedef int64_t Bits __attribute__((vector_size(64)));
 };
 
 template <class N> using Vec = typename Vectors<N>::V;
@@ -121,6 +124,35 @@ template <class V> INLINE V positive(V v) {
 #endif
     return v < 0 ? V{} : v;
 }
+
+// 1 / (1 + exp(-v)), to some units in the last place. With t = -v = n ln 2 + r, exp(t) is 2^n times a Taylor polynomial
+// of r, |r| <= ln 2 / 2, whose first missing term is below the precision. A NaN stays one.
+template <class N> INLINE Vec<N> sigmoid(Vec<N> v) {
+    using Bits = typename Vectors<N>::Bits;
+    constexpr bool single = sizeof(N) == 4;
+    constexpr int mantissa = single ? 23 : 52, terms = single ? 7 : 13;
+    constexpr N limit = single ? 87 : 708;                              // 2^n stays a normal number
+    constexpr N shift = single ? 0x1.8p23 : 0x1.8p52;                   // a sum with it has no digits after the point
+    constexpr N high = single ? 0x1.62e4p-1 : 0x1.62e42feep-1;          // of ln 2: so few digits that n * high is exact
+    constexpr N low = N(0x1.62e42fefa39ef35793c7673p-1L - (long double)high);
+    constexpr auto factors = [] {
+        std::array<N, terms + 1> of{1};
+        for (int k = 1; k <= terms; ++k) of[k] = of[k - 1] / k;
+        return of;
+    }();
+    const Vec<N> zero{};
+    Vec<N> t = -v;
+    t = t < -limit ? zero - limit : t;
+    t = t > limit ? zero + limit : t;
+    Vec<N> shifted = t * N(1.4426950408889634) + shift, n = shifted - shift;
+    Vec<N> r = t - n * high - n * low, sum = zero + factors[terms];
+#pragma GCC unroll 16
+    for (int k = terms - 1; k >= 0; --k) sum = sum * r + factors[k];
+    Bits power = ((Bits)shifted << mantissa) + (Bits)(zero + N(1));
+    return N(1) / (N(1) + sum * (Vec<N>)power);
+}
+
+template <class N> INLINE N sigmoid_of(N v) { return 1 / (1 + std::exp(-v)); }
 
 // How a map is cut into rows, blocks and one thread's share.
 template <class T> struct Layout {
@@ -436,6 +468,91 @@ void add(const T* a, const T* b, T* y, long positions, long channels, typename O
     }
 }
 
+// y = (1 - g) shortcut + g residual, or + residual where the gate is on the shortcut alone; g = sigmoid(logit + bias).
+template <class T, bool Both>
+void gate(const T* logit, const T* shortcut, const T* residual, T* y, long positions, long channels,
+          const typename Of<T>::Number* bias, int threads) {
+    using N = typename Of<T>::Number;
+    constexpr long w = kWidth<N>;
+    const Layout<T> map(positions, channels);
+    const std::vector<N> biases = repeated(std::vector<N>(bias, bias + channels), map.group);
+#pragma omp parallel num_threads(threads)
+    {
+        int thread = omp_get_thread_num(), team = omp_get_num_threads();
+        const long row = map.row;
+        const N* all = biases.data();
+        blocks(map, map.first(thread, team), map.first(thread + 1, team), false,
+               [=](long column, long start, long stop) __attribute__((always_inline)) {
+                   Vec<N> b[kColumns];
+                   for (int k = 0; k < kColumns; ++k) b[k] = load(all + column + k * w);
+                   for (long r = start; r < stop; ++r)
+                       for (int k = 0; k < kColumns; ++k) {
+                           long at = r * row + column + k * w;
+                           Vec<N> g = sigmoid<N>(load(logit + at) + b[k]), f = load(residual + at);
+                           store(y + at, (N(1) - g) * load(shortcut + at) + (Both ? g * f : f));
+                       }
+               });
+        if (thread == 0)
+            for (long p = map.tail(); p < positions; ++p)
+                for (long c = 0; c < channels; ++c) {
+                    long at = p * channels + c;
+                    N g = sigmoid_of(get(logit + at) + bias[c]), f = get(residual + at);
+                    put(y + at, (1 - g) * get(shortcut + at) + (Both ? g * f : f));
+                }
+    }
+}
+
+// The gradients of `gate`; that of a residual without a gate is the gradient itself. With Both:
+//     d logit = grad (residual - shortcut) g (1 - g),  d bias = its sum,  d shortcut = grad (1 - g),  d residual = grad g
+template <class T, bool Both>
+void differentiate_gate(const T* logit, const T* shortcut, const T* residual, const T* grad, T* d_logit, T* d_shortcut,
+                        T* d_residual, long positions, long channels, const typename Of<T>::Number* bias,
+                        typename Of<T>::Number* d_bias, int threads) {
+    using N = typename Of<T>::Number;
+    constexpr long w = kWidth<N>;
+    const Layout<T> map(positions, channels);
+    Sums<T> sums(map, threads);
+    const std::vector<N> biases = repeated(std::vector<N>(bias, bias + channels), map.group);
+#pragma omp parallel num_threads(threads)
+    {
+        int thread = omp_get_thread_num(), team = omp_get_num_threads();
+        double* own = sums.of(thread);
+        const long row = map.row;
+        const N* all = biases.data();
+        blocks(map, map.first(thread, team), map.first(thread + 1, team), false,
+               [=](long column, long start, long stop) __attribute__((always_inline)) {
+                   Vec<N> b[kColumns], sum[kColumns] = {}, none[kColumns] = {};
+                   for (int k = 0; k < kColumns; ++k) b[k] = load(all + column + k * w);
+                   for (long r = start; r < stop; ++r)
+                       for (int k = 0; k < kColumns; ++k) {
+                           long at = r * row + column + k * w;
+                           Vec<N> g = sigmoid<N>(load(logit + at) + b[k]), d = load(grad + at), h = load(shortcut + at);
+                           Vec<N> kept = d * (N(1) - g);
+                           Vec<N> d_u = kept * g * (Both ? load(residual + at) - h : -h);
+                           sum[k] += d_u;
+                           store(d_logit + at, d_u);
+                           store(d_shortcut + at, kept);
+                           if (Both) store(d_residual + at, d * g);
+                       }
+                   flush<N>(sum, none, own + column, row);
+               });
+        if (thread == 0)
+            for (long p = map.tail(); p < positions; ++p)
+                for (long c = 0; c < channels; ++c) {
+                    long at = p * channels + c;
+                    N g = sigmoid_of(get(logit + at) + bias[c]), d = get(grad + at), h = get(shortcut + at);
+                    N d_u = d * (1 - g) * g * (Both ? get(residual + at) - h : -h);
+                    own[c] += d_u;
+                    put(d_logit + at, d_u);
+                    put(d_shortcut + at, d * (1 - g));
+                    if (Both) put(d_residual + at, d * g);
+                }
+#pragma omp barrier
+#pragma omp single
+        for (long c = 0; c < channels; ++c) d_bias[c] = sums.total(0, c, team);
+    }
+}
+
 }  // namespace
 
 #define FOR_TYPE(T, N, SUFFIX)                                                                                         \
@@ -458,6 +575,17 @@ void add(const T* a, const T* b, T* y, long positions, long channels, typename O
     }                                                                                                                  \
     extern "C" void add_##SUFFIX(const T* a, const T* b, T* y, long positions, long channels, N* out, int threads) {   \
         add<T>(a, b, y, positions, channels, out, threads);                                                            \
+    }                                                                                                                  \
+    extern "C" void gate_##SUFFIX(const T* logit, const T* shortcut, const T* residual, T* y, long positions,          \
+                                  long channels, const N* bias, int both, int threads) {                               \
+        (both ? gate<T, true> : gate<T, false>)(logit, shortcut, residual, y, positions, channels, bias, threads);     \
+    }                                                                                                                  \
+    extern "C" void differentiate_gate_##SUFFIX(const T* logit, const T* shortcut, const T* residual, const T* grad,   \
+                                                T* d_logit, T* d_shortcut, T* d_residual, long positions,              \
+                                                long channels, const N* bias, N* d_bias, int both, int threads) {      \
+        (both ? differentiate_gate<T, true> : differentiate_gate<T, false>)(logit, shortcut, residual, grad, d_logit,  \
+                                                                            d_shortcut, d_residual, positions,         \
+                                                                            channels, bias, d_bias, threads);          \
     }
 
 FOR_TYPE(bf16, float, bfloat16)

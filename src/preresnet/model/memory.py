@@ -74,6 +74,12 @@ class Saved:
             self.bytes += storage.nbytes()
         return tensor
 
+    def leave_out(self, tensor: Tensor) -> None:
+        """Do not count a tensor's storage, whether it was saved or not."""
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._kept:
+            self.bytes -= storage.nbytes()
+
     @contextmanager
     def counting(self) -> Iterator[None]:
         """Count all that is saved inside."""
@@ -119,6 +125,7 @@ def _predict(model: Network, size: int, batch: int, precision: str, plan: Plan) 
     most = largest = held_by_units = 0
     with held.counting():
         x = model.stem(x)
+    held.leave_out(x)
     shapes = [shape for _, _, shape in spec.units()]
     known: dict[tuple[UnitShape, torch.Size], tuple[int, torch.Size]] = {}  # what like units save, and their output
     for stage in model.stages:
@@ -134,8 +141,9 @@ def _predict(model: Network, size: int, batch: int, precision: str, plan: Plan) 
             if key not in known:
                 saved = Saved(model)
                 with saved.counting():
-                    known[key] = 0, unit(x).shape
-                known[key] = saved.bytes, known[key][1]
+                    y = unit(x)
+                saved.leave_out(y)  # a ReLU keeps its result, but it is also what the next unit reads and keeps
+                known[key] = saved.bytes, y.shape
             num_bytes, output = known[key]
             x = torch.empty(output, dtype=dtype, device="meta").contiguous(memory_format=torch.channels_last)
             largest = max(largest, x.nbytes)

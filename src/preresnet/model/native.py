@@ -26,6 +26,8 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "apply": [_POINTER] * 2 + [_LONG] * 2 + [_POINTER] * 4 + [_INT] * 2,
     "differentiate": [_POINTER] * 4 + [_LONG] * 2 + [_POINTER] * 6 + [_INT] * 2,
     "add": [_POINTER] * 3 + [_LONG] * 2 + [_POINTER] + [_INT],
+    "gate": [_POINTER] * 4 + [_LONG] * 2 + [_POINTER] + [_INT] * 2,
+    "differentiate_gate": [_POINTER] * 7 + [_LONG] * 2 + [_POINTER] * 2 + [_INT] * 2,
 }
 
 

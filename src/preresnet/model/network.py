@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from preresnet.model.preactivation import Norm, activation, recomputed
-from preresnet.model.shortcuts import IdentityJoin, conv
+from preresnet.model.shortcuts import GatedJoin, IdentityJoin, conv
 from preresnet.model.units import ResidualUnit
 from preresnet.spec import NetSpec
 
@@ -206,7 +206,7 @@ def set_fused(model: nn.Module, fused: bool) -> None:
         fused: a new network's setting is True.
     """
     for module in model.modules():
-        if isinstance(module, Norm | IdentityJoin):
+        if isinstance(module, Norm | IdentityJoin | GatedJoin):
             module.fused = fused
 
 

@@ -1,4 +1,4 @@
-"""Which passes over memory make up a batch norm, its ReLU and a residual addition, forward and backward?
+"""Which passes over memory make up a batch norm, its ReLU, a residual addition and a gate, forward and backward?
 
 | function | passes |
 |---|---|
@@ -6,6 +6,8 @@
 | `apply` | the second of these, with statistics already known |
 | `differentiate` | one to reduce, one to apply; mask and normalised value are recomputed from the input |
 | `add` | one, for the sum and for its statistics, which the `normalise` that follows then need not form |
+| `gate` | one, for the gate and what it opens and closes |
+| `differentiate_gate` | one, which computes the gate again |
 
 On a CPU they are ``kernels.cpp``, compiled at first use; on a GPU the functions of this file, which `torch.compile`
 turns into Triton. (What it makes of them for a CPU took 2 to 4 times as long as the kernels: docs/log.md.)
@@ -153,6 +155,54 @@ def add(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return y, moments
     y, moments, *_ = _run(_add, a.device, rows(a), rows(b), a.shape[1])
     return _as_map(y, a), moments
+
+
+def gate(logit: Tensor, bias: Tensor, shortcut: Tensor, residual: Tensor, *, both: bool) -> Tensor:
+    """(1 - g) shortcut + g residual with g = sigmoid(logit + bias), rounded once.
+
+    Args:
+        logit: (n, c, h, w), channels_last.
+        bias: (c,), in the type of sums.
+        shortcut: as logit.
+        residual: as logit.
+        both: False: the residual has no gate.
+
+    Returns:
+        As logit.
+    """
+    if not logit.is_cuda:
+        y = torch.empty_like(logit)
+        maps = shortcut, residual, y
+        native.call("gate", logit.dtype, logit, *maps, _positions(logit), logit.shape[1], bias, both)
+        return y
+    maps = rows(logit), rows(shortcut), rows(residual)
+    return _as_map(_run(_gate, logit.device, *maps, bias.detach(), both)[0], logit)
+
+
+def differentiate_gate(
+    logit: Tensor, bias: Tensor, shortcut: Tensor, residual: Tensor | None, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of `gate` with respect to logit, bias, shortcut and residual.
+
+    Args:
+        logit: what `gate` read.
+        bias: the same.
+        shortcut: the same.
+        residual: the same; None where it has no gate.
+        grad: of the result.
+    """
+    grad = _channels_last(grad, logit)
+    if not logit.is_cuda:
+        d_logit, d_shortcut, d_bias = torch.empty_like(logit), torch.empty_like(logit), torch.empty_like(bias)
+        d_residual = None if residual is None else torch.empty_like(logit)
+        maps = shortcut, residual, grad, d_logit, d_shortcut, d_residual
+        sizes = _positions(logit), logit.shape[1]
+        native.call("differentiate_gate", logit.dtype, logit, *maps, *sizes, bias, d_bias, residual is not None)
+        return d_logit, d_bias, d_shortcut, grad if d_residual is None else d_residual
+    maps = rows(logit), rows(shortcut), rows(grad), bias.detach(), None if residual is None else rows(residual)
+    d_logit, d_bias, d_shortcut, _, *others = _run(_differentiate_gate, logit.device, *maps)
+    d_residual = _as_map(others[0], logit) if others else grad
+    return _as_map(d_logit, logit), d_bias, _as_map(d_shortcut, logit), d_residual
 
 
 _shared = threading.local()
@@ -321,6 +371,28 @@ def _add(a: Tensor, b: Tensor, channels: int) -> tuple[Tensor, ...]:
     y = a + b
     mean, var, pivots = _moments(y, channels)
     return y, torch.stack([mean, var]), pivots
+
+
+def _gate(logit: Tensor, shortcut: Tensor, residual: Tensor, bias: Tensor, both: bool) -> tuple[Tensor, ...]:
+    biases = bias.repeat(logit.shape[2] // len(bias))
+    gate = torch.sigmoid(_precise(logit) + biases)
+    behind = _precise(residual)
+    y = (1 - gate) * _precise(shortcut) + (gate * behind if both else behind)
+    return y.to(logit.dtype), biases
+
+
+def _differentiate_gate(
+    logit: Tensor, shortcut: Tensor, grad: Tensor, bias: Tensor, residual: Tensor | None
+) -> tuple[Tensor, ...]:
+    """One pass; with g the gate, d logit = grad (residual - shortcut) g (1 - g)."""
+    biases = bias.repeat(logit.shape[2] // len(bias))
+    gate, behind = torch.sigmoid(_precise(logit) + biases), _precise(grad)
+    kept = behind * (1 - gate)
+    apart = -_precise(shortcut) if residual is None else _precise(residual) - _precise(shortcut)
+    d_logit = kept * gate * apart
+    d_residual = () if residual is None else ((behind * gate).to(grad.dtype),)
+    d_bias = _fold(d_logit.sum(1), len(bias))
+    return d_logit.to(logit.dtype), d_bias, kept.to(logit.dtype), biases, *d_residual
 
 
 def _run(function: Callable[..., tuple[Tensor, ...]], device: torch.device, *args: Any) -> tuple[Tensor, ...]:

@@ -136,15 +136,7 @@ def add(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         As a.
     """
-    if not (
-        is_map(a)
-        and is_map(b)
-        and a.shape == b.shape
-        and a.dtype == b.dtype
-        and a.numel() > 0
-        and passes.available(a)
-        and _executes()
-    ):
+    if not alike(a, b):
         return a + b
     y, moments = _Addition.apply(a, b)
     if not y.is_inference():
@@ -185,6 +177,17 @@ def is_map(x: Tensor) -> bool:
         type(x) in (Tensor, nn.Parameter)
         and x.ndim == 4
         and (x.is_contiguous(memory_format=torch.channels_last) or x.is_meta)
+    )
+
+
+def alike(*maps: Tensor) -> bool:
+    """Whether feature maps of one shape and type can be read by one pass."""
+    first = maps[0]
+    return (
+        all(is_map(x) and x.shape == first.shape and x.dtype == first.dtype for x in maps)
+        and first.numel() > 0
+        and passes.available(first)
+        and _executes()
     )
 
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from preresnet import spec
-from preresnet.model.preactivation import activation, add
+from preresnet.model import passes
+from preresnet.model.preactivation import activation, add, alike, observed
 from preresnet.spec import Dialect, UnitShape
 
 
@@ -63,8 +64,15 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c_in, h, w) -> (n, c_out, ceil(h / stride), ceil(w / stride)), in (0, 1)."""
-        logit = self.norm(self.conv(x))
-        return torch.sigmoid(logit.to(self.bias.dtype) + self.bias.view(-1, 1, 1))
+        return _opened(self.logit(x), self.bias)
+
+    def logit(self, x: Tensor) -> Tensor:
+        """W_g x: (n, c_in, h, w) -> (n, c_out, ceil(h / stride), ceil(w / stride))."""
+        return self.norm(self.conv(x))
+
+
+def _opened(logit: Tensor, bias: Tensor) -> Tensor:
+    return torch.sigmoid(logit.to(bias.dtype) + bias.view(-1, 1, 1))
 
 
 class IdentityJoin(nn.Module):
@@ -125,13 +133,18 @@ class PlainJoin(nn.Module):
 
 
 class GatedJoin(nn.Module):
-    """y = (1 - g(x)) h(x) + g(x) F, or + F where the gate is on the shortcut only. Paper: Fig. 2(c) and 2(d)."""
+    """y = (1 - g(x)) h(x) + g(x) F, or + F where the gate is on the shortcut only. Paper: Fig. 2(c) and 2(d).
+
+    Attributes:
+        fused: False to compute with PyTorch's own operations always.
+    """
 
     def __init__(self, shortcut: nn.Module, gate: Gate, *, exclusive: bool) -> None:
         super().__init__()
         self.shortcut = shortcut
         self.gate = gate
         self.exclusive = exclusive
+        self.fused = True
 
     def parts(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """The two summands, in the gate's precision: (1 - g(x)) h(x), and g(x) F or F."""
@@ -140,8 +153,44 @@ class GatedJoin(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """Both (n, c, h, w) after the shortcut -> (n, c, h, w)."""
+        if self.training and self.fused and not observed(self.gate):
+            logit, shortcut, bias = self.gate.logit(x), self.shortcut(x), self.gate.bias
+            if alike(logit, shortcut, residual) and bias.dtype == passes.sum_type(logit.dtype):
+                return _Gating.apply(logit, bias, shortcut, residual, self.exclusive)
+            return _gated(logit, bias, shortcut, residual, both=self.exclusive)
         shortcut, scaled = self.parts(x, residual)
         return (shortcut + scaled).to(residual.dtype)
+
+
+def _gated(logit: Tensor, bias: Tensor, shortcut: Tensor, residual: Tensor, *, both: bool) -> Tensor:
+    """What `passes.gate` computes, in PyTorch's own operations."""
+    gate = _opened(logit, bias)
+    return ((1 - gate) * shortcut + (gate * residual if both else residual)).to(residual.dtype)
+
+
+class _Gating(torch.autograd.Function):
+    """A gated addition that saves what it reads, and computes the gate again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, logit: Tensor, bias: Tensor, shortcut: Tensor, residual: Tensor, both: bool) -> Tensor:
+        ctx.save_for_backward(logit, bias, shortcut, residual if both else None)
+        ctx.set_materialize_grads(False)
+        return passes.gate(logit, bias, shortcut, residual, both=both)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        (grad,) = grad_outputs
+        logit, bias, shortcut, residual = ctx.saved_tensors
+        if grad is None:
+            return None, None, None, None, None
+        if not torch.is_grad_enabled():
+            return *passes.differentiate_gate(logit, bias, shortcut, residual, grad), None
+        # create_graph=True: this pass will itself be differentiated
+        inputs = [logit, bias, shortcut, *([] if residual is None else [residual])]
+        behind = torch.zeros_like(grad) if residual is None else residual
+        y = _gated(logit, bias, shortcut, behind, both=residual is not None)
+        found = torch.autograd.grad(y, inputs, grad, create_graph=True, allow_unused=True)
+        return *found, *([grad] if residual is None else []), None
 
 
 class Mask(nn.Dropout):
