@@ -118,6 +118,22 @@ def test_the_page_is_whole_and_refers_only_to_itself(whole: Path) -> None:
     assert next(attributes["href"] for tag, attributes in found.attributes if tag == "a") == "#main"
 
 
+def test_a_picture_in_the_page_is_the_whole_drawing(whole: Path) -> None:
+    drawings = "".join(re.findall("<svg.*?</svg>", Page(whole).source, re.DOTALL))
+    pages = ElementTree.fromstring(f'<all xmlns:xlink="http://www.w3.org/1999/xlink">{drawings}</all>')
+    files = {path.stem: ElementTree.fromstring(path.read_text()) for path in whole.parent.glob("*/*.svg")}
+    svg = "{http://www.w3.org/2000/svg}"
+    for picture in pages:
+        drawn = files[picture.attrib["aria-labelledby"].split()[0].removesuffix("-title")]
+        for tag, shape in (("path", "d"), ("use", "x"), ("text", "y")):
+            here, there = list(picture.iter(tag)), list(drawn.iter(svg + tag))
+            assert len(here) == len(there)
+            assert [one.text for one in here] == [one.text for one in there]
+            for one, other in zip(here, there, strict=True):
+                numbers = [re.findall(r"-?[\d.]+", element.get(shape, "")) for element in (one, other)]
+                assert len(numbers[0]) == len(numbers[1])  # their values depend on what the layout was measured for
+
+
 def test_headings_come_in_order_under_one_title(whole: Path) -> None:
     levels = [level for level, _ in Page(whole).headings]
     assert levels[0] == 1

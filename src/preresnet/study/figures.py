@@ -3,6 +3,7 @@
 import hashlib
 import io
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ LIGHT_FROM = 5  # from this colour on, letters are light
 LIGHT = "#fefefe"  # those letters; not quite `PAPER`, so that a page can tell them apart
 MOST_CELLS = 20  # classes of a map with numbers in its cells
 MOST_BARS = 20
+OFTEN = 5  # uses of a style from which on a drawing names it
 # What a page sets in its own colours, light and dark (the variables are in report.html.j2).
 THEME = {
     TEXT: "--text",
@@ -71,7 +73,7 @@ class Picture:
         own = hashlib.sha256(self.name.encode()).hexdigest()[:8]
         body = re.sub(r'\bid="', f'id="f{own}-', body)
         body = re.sub(r"url\(#", f"url(#f{own}-", body).replace('xlink:href="#', f'href="#f{own}-')
-        body = re.sub(r'(?<= )(d|x|y)="[^"]*"', lambda match: _shorter(match.group()), body)
+        body = _compact(body, f"f{own}")
         for colour, variable in THEME.items():
             body = body.replace(colour, f"var({variable})")
         box = re.search(r'viewBox="([^"]*)"', svg)
@@ -171,7 +173,7 @@ def confusion(name: str, label: str, evaluation: Mapping[str, Any]) -> Picture:
     axes.set_aspect("equal")
     axes.tick_params(length=0, labelsize=8)
     if few:
-        axes.pcolormesh(share, cmap=colours, norm=norm, edgecolors=PAPER, linewidth=1)
+        axes.pcolormesh(share, cmap=colours, norm=norm, edgecolors=PAPER, linewidth=1, clip_on=False)
         for (true, answer), count in np.ndenumerate(counts):
             if count:
                 light = np.searchsorted(LEVELS, share[true, answer], side="right") > LIGHT_FROM
@@ -282,8 +284,18 @@ def _tall(bars: int) -> tuple[float, float]:
     return curves.SIZE[0], 1.1 + 0.23 * max(bars, 4)
 
 
-def _shorter(attribute: str) -> str:
-    return re.sub(r"(\.\d\d)\d+", r"\1", attribute)
+def _compact(body: str, prefix: str) -> str:
+    """The same drawing in fewer letters: two decimals, no rotation by nothing, no group of one, no style told often."""
+    body = re.sub(r'(?<= )(d|x|y)="[^"]*"', lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match[0]), body)
+    body = re.sub(r'(?<= d=")[^"]*', lambda match: re.sub(r"\s*([A-Za-z])\s*", r"\1", match[0]), body)
+    body = re.sub(r' transform="rotate\(-?0 [^"]*"', "", body)
+    body = re.sub(r"<g>\s*(<text[^>]*>[^<]*</text>)\s*</g>", r"\1", body)
+    body = re.sub(r">\s+<", "><", body)
+    often = [style for style, count in Counter(re.findall(r' style="([^"]*)"', body)).items() if count >= OFTEN]
+    for number, style in enumerate(often):
+        body = body.replace(f' style="{style}"', f' class="{prefix}-{number}"')
+    rules = "".join(f".{prefix}-{number}{{{style}}}" for number, style in enumerate(often))
+    return (f"<style>{rules}</style>" if rules else "") + body
 
 
 def _escaped(text: str) -> str:
