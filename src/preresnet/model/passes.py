@@ -407,7 +407,7 @@ def _run(function: Callable[..., tuple[Tensor, ...]], device: torch.device, *arg
         _broken.add(device.type)
         reason = str(error).strip().splitlines()[0]
         warnings.warn(
-            f"the fused batch norm could not be compiled for {device.type} ({reason}); PyTorch's own operations are "
+            f"the fused passes could not be compiled for {device.type} ({reason}); PyTorch's own operations are "
             "used, which is slower. Triton is needed on a GPU",
             stacklevel=2,
         )
