@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from preresnet.bench import measure as bench
 from preresnet.cli import main
-from preresnet.study import bench
 
 SMALL = ["resnet8-preact", "--batch", "4", "--rounds", "2", "--steps", "1", "--precision", "float32"]
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from preresnet import inference
 from preresnet.inference import answering
-from preresnet.model import folding, native, program
+from preresnet.kernels import native
+from preresnet.model import folding, program
 from preresnet.model.network import Network, build
 from preresnet.model.preactivation import Norm
 from preresnet.paper.networks import ORDERS, SHORTCUTS, network

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import preresnet
 from preresnet import device as devices
 from preresnet.cli import main
-from preresnet.model import memory, native
+from preresnet.kernels import native
+from preresnet.model import memory
 from preresnet.model.describe import describe
 from preresnet.model.network import Network, build
 from preresnet.model.preactivation import Norm

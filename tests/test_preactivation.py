@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from preresnet.model import passes, preactivation, shortcuts
+from preresnet.kernels import passes
+from preresnet.model import preactivation, shortcuts
 from preresnet.model.network import Network, build, set_fused
 from preresnet.model.preactivation import Norm, Tape, convolve, fork, taped
 from preresnet.model.units import ResidualUnit

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from preresnet.recipe import Precision
+from preresnet.spec import UserError
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -26,7 +27,7 @@ def choose(name: str) -> torch.device:
         torch.empty((), device=device)
     except (RuntimeError, AssertionError) as error:  # torch raises AssertionError where it was built without CUDA
         reason = str(error).splitlines()[0]
-        raise ValueError(f"no device {name!r} here ({reason}); use auto, cpu, cuda or cuda:N") from None
+        raise UserError(f"no device {name!r} here ({reason}); use auto, cpu, cuda or cuda:N") from None
     return device
 
 

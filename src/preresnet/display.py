@@ -142,7 +142,7 @@ def evaluation(report: dict[str, Any]) -> None:
 
 
 def bench(found: dict[str, Any]) -> None:
-    """What `preresnet.study.bench.bench` measured."""
+    """What `preresnet.bench.measure.bench` measured."""
     title = f"{found['network']}, {found['task']}, batch {found['batch']}, {found['device']}"
     table = Table("system", "mode", "settings", title=title)
     for heading in ("images/s", "peak MiB", "first step s"):

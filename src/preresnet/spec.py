@@ -22,10 +22,14 @@ RESIDUAL_KERNELS: dict[UnitKind, tuple[int, ...]] = {
 }
 
 
+class UserError(ValueError):
+    """What somebody gave cannot be used: says what was given, what is allowed and what to do. Exit code 2."""
+
+
 def require(condition: bool, message: str) -> None:
-    """Raise ``ValueError(message)`` unless the condition holds."""
+    """Raise `UserError` with the message unless the condition holds."""
     if not condition:
-        raise ValueError(message)
+        raise UserError(message)
 
 
 @dataclass(frozen=True, config=STRICT)

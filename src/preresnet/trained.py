@@ -15,7 +15,7 @@ from preresnet.data.augment import Normalisation
 from preresnet.model import weights
 from preresnet.model.network import Network
 from preresnet.recipe import STREAMED, DataSpec, Precision
-from preresnet.spec import from_json, to_json
+from preresnet.spec import UserError, from_json, to_json
 
 PREDICT_BATCH = 64
 
@@ -52,7 +52,7 @@ def open_weights(path: Path) -> Trained:
     model, kept = weights.load(path)
     missing = [name for name in ("data", "classes", "normalisation") if name not in kept]
     if missing:
-        raise ValueError(f"{path} does not hold {', '.join(missing)}; it was not written by `preresnet train`")
+        raise UserError(f"{path} does not hold {', '.join(missing)}; it was not written by `preresnet train`")
     numbers = json.loads(kept["normalisation"])
     normalisation = Normalisation(torch.tensor(numbers["mean"]), torch.tensor(numbers["std"]))
     return Trained(model, tuple(json.loads(kept["classes"])), from_json(DataSpec, kept["data"]), normalisation)

@@ -19,7 +19,7 @@ from preresnet.cli.options import PROGRAM, command_line, is_file, read_recipe
 from preresnet.paper.networks import network
 from preresnet.paper.recipes import recipe
 from preresnet.recipe import Precision, Recipe
-from preresnet.spec import explain, to_json
+from preresnet.spec import UserError, explain, to_json
 
 ANY_RECIPE = recipe("digits/resnet20-preact")  # what `train --help` shows; a named recipe brings its own values
 os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")  # a wrong option is answered here, not on a web page
@@ -168,14 +168,14 @@ class Evaluate:
         found = trained.open_weights(self.run_or_weights)
         spec = found.data
         if self.split == "holdout" and spec.holdout == 0:
-            raise ValueError(f"{self.run_or_weights} held out no images; use --split test")
+            raise UserError(f"{self.run_or_weights} held out no images; use --split test")
         data = sets.load(replace(spec, holdout=0) if self.split == "test" else spec, self.data_root)
         device = devices.choose(self.device)
         devices.place(found.model, device)
         passes = evaluations(data.evaluation.to(device), spec, found.normalisation.to(device))
         crop = next(iter(passes)) if self.crop is None else self.crop
         if crop not in passes:
-            raise ValueError(f"--crop {crop}; this network's test crops are {', '.join(map(str, passes))}")
+            raise UserError(f"--crop {crop}; this network's test crops are {', '.join(map(str, passes))}")
         output, labels = inference.logits(found.model, passes[crop], devices.resolve(self.precision, device))
         report = {"split": data.split, **inference.full_report(output, labels, data.classes)}
         if self.json:
@@ -206,7 +206,7 @@ class Predict:
         from preresnet import trained
 
         if not self.images:
-            raise ValueError("no image given; name one or more image files after the run")
+            raise UserError("no image given; name one or more image files after the run")
         found = trained.open_weights(self.run_or_weights)
         device = devices.choose(self.device)
         precision = devices.resolve(self.precision, device)
@@ -250,10 +250,10 @@ class Bench:
 
     def run(self) -> int:
         """Measure and print."""
-        from preresnet.study import bench
+        from preresnet.bench import measure as bench
 
         if self.out is not None and (self.out.exists() or self.out.with_suffix(".png").exists()):
-            raise ValueError(f"{self.out} or its picture already exists; give another --out")
+            raise UserError(f"{self.out} or its picture already exists; give another --out")
         words = Console(stderr=True, highlight=False)
         found = bench.bench(
             self.name,

@@ -9,7 +9,7 @@ from typing import Any
 
 from preresnet.paper.recipes import recipe
 from preresnet.recipe import Recipe
-from preresnet.spec import from_json
+from preresnet.spec import UserError, from_json
 
 PROGRAM = "preresnet"
 
@@ -30,7 +30,7 @@ def read_recipe(name: str) -> Recipe:
     try:
         content = json.loads(Path(name).read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"cannot read the recipe file {name}: {error}") from None
+        raise UserError(f"cannot read the recipe file {name}: {error}") from None
     base = content.pop("base", None) if isinstance(content, dict) else None
     if base is None:
         return from_json(Recipe, json.dumps(content))

@@ -13,6 +13,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from preresnet import display
 from preresnet.cli.options import PROGRAM, command_line, read_recipe
+from preresnet.spec import UserError
 
 if TYPE_CHECKING:
     from preresnet.study.plan import Plan
@@ -125,7 +126,7 @@ def _do(plan: "Plan", given: Reproduce | Sweep) -> tuple[int, dict[str, Any] | N
         print(json.dumps(predicted)) if given.json else display.predicted(predicted)
         return 0, None
     if given.out is None:
-        raise ValueError("give a folder for the runs with --out, or --dry-run to see what they would cost")
+        raise UserError("give a folder for the runs with --out, or --dry-run to see what they would cost")
     from preresnet.study import reproduce
 
     settings = reproduce.Settings(
@@ -222,7 +223,7 @@ class Report:
         from preresnet.study import page
 
         if not self.folders:
-            raise ValueError("no folder given; name one or more runs or studies")
+            raise UserError("no folder given; name one or more runs or studies")
         written, figures, number = page.write(self.folders, self.out)
         words = Console(highlight=False, soft_wrap=True)
         words.print(f"report   {written}")

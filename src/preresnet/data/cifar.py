@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from preresnet.spec import UserError
+
 Labelled = tuple[Tensor, Tensor]
 PIXELS = 3 * 32 * 32
 
@@ -122,7 +124,7 @@ def _find(name: str, root: Path) -> tuple[Path, _Layout]:
         if (root / layout.folder).is_dir():  # present but incomplete: say which file is missing
             return root / layout.folder, layout
     python, binary = (layout.folder for layout in _LAYOUTS[name])
-    raise ValueError(
+    raise UserError(
         f"no {name} under {root}: neither {root / python} nor {root / binary} is there. "
         "Give the folder that holds one of them, or leave out --data-root to download it"
     )
@@ -174,7 +176,7 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"cannot read {path}: {error.strerror or error}. Restore it from the official archive, or leave out "
             "--data-root to download the data set"
         ) from None
@@ -193,7 +195,7 @@ def _download(name: str, root: Path) -> None:
     try:
         kind(str(root), download=True)
     except (OSError, RuntimeError) as error:
-        raise ValueError(
+        raise UserError(
             f"could not download {name} to {root}: {error}. Check the connection, or get the official archive by "
             "other means and give the folder it is unpacked in as --data-root"
         ) from None

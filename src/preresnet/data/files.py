@@ -23,6 +23,7 @@ from preresnet.data.augment import Normalisation
 from preresnet.data.crops import augmented, centre
 from preresnet.data.order import Order, generator
 from preresnet.recipe import DataSpec
+from preresnet.spec import UserError
 
 CLASSES = {"imagenet": 1000}  # of sets whose number of classes is known without looking
 FOLDERS = ("train", "val")
@@ -70,12 +71,12 @@ def classes(name: str, root: Path | None) -> tuple[str, ...]:
         ValueError: no such folder, no class in it, or another number than the set has.
     """
     if root is None:
-        raise ValueError(f"{name} is not downloaded; give the folder that holds train/ and val/ as --data-root")
+        raise UserError(f"{name} is not downloaded; give the folder that holds train/ and val/ as --data-root")
     found = _folders(root / "train")
     expected = CLASSES.get(name, len(found))
     if len(found) != expected:
         words = "; --data.name folder trains on any number of classes" if name == "imagenet" else ""
-        raise ValueError(f"{root / 'train'} has {len(found)} folders of classes, {name} has {expected}{words}")
+        raise UserError(f"{root / 'train'} has {len(found)} folders of classes, {name} has {expected}{words}")
     return found
 
 
@@ -102,12 +103,12 @@ def read(name: str, root: Path | None) -> tuple[tuple[str, ...], ImageFiles, Ima
 
 def _folders(place: Path) -> tuple[str, ...]:
     if not place.is_dir():
-        raise ValueError(
+        raise UserError(
             f"{place} is not there; --data-root takes a folder with train/CLASS/ and val/CLASS/, full of image files"
         )
     found = tuple(sorted(entry.name for entry in os.scandir(place) if entry.is_dir() and entry.name[0] != "."))
     if not found:
-        raise ValueError(f"{place} has no folder in it; put the images of each class into one, named like the class")
+        raise UserError(f"{place} has no folder in it; put the images of each class into one, named like the class")
     return found
 
 
@@ -115,7 +116,7 @@ def _check_alike(root: Path, expected: tuple[str, ...]) -> None:
     found = _folders(root / "val")
     if wrong := sorted(set(found) ^ set(expected)):
         place = root / ("train" if wrong[0] in found else "val")
-        raise ValueError(
+        raise UserError(
             f"class {wrong[0]!r} has no folder in {place}; train/ and val/ hold a folder for each class, named alike"
         )
 
@@ -125,7 +126,7 @@ def _split(place: Path, expected: tuple[str, ...], known: dict[str, str]) -> Ima
     for label, name in enumerate(expected):
         files = sorted(file for file in os.listdir(place / name) if os.path.splitext(file)[1].lower() in known)
         if not files:
-            raise ValueError(f"{place / name} holds no image; add some, or remove the folder from train/ and val/")
+            raise UserError(f"{place / name} holds no image; add some, or remove the folder from train/ and val/")
         names += [os.fsencode(f"{name}/{file}") for file in files]
         labels += [label] * len(files)
     return ImageFiles(place, np.array(names), torch.tensor(labels))
@@ -186,7 +187,7 @@ def _collate(items: list[Any]) -> tuple[Tensor, Tensor] | str:
 
 def _whole(found: tuple[Tensor, Tensor] | str) -> tuple[Tensor, Tensor]:
     if isinstance(found, str):
-        raise ValueError(f"{found}. Replace the file, or take it away")
+        raise UserError(f"{found}. Replace the file, or take it away")
     return found
 
 

@@ -7,6 +7,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from preresnet.spec import UserError
+
 
 def open_image(path: Path, least: int | None = None, mode: str = "RGB") -> Image.Image:
     """One image of any format that Pillow knows, whole and upright.
@@ -30,7 +32,7 @@ def open_image(path: Path, least: int | None = None, mode: str = "RGB") -> Image
             return image.convert(mode)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ValueError(f"{path}: cannot be read as an image ({reason})") from None
+        raise UserError(f"{path}: cannot be read as an image ({reason})") from None
 
 
 def read(path: Path, channels: int, size: int) -> Tensor:

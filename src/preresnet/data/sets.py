@@ -9,6 +9,7 @@ from torch import Tensor
 from preresnet.data import cifar, digits, files
 from preresnet.data.files import ImageFiles
 from preresnet.recipe import STREAMED, DataSpec
+from preresnet.spec import UserError
 
 # classes, channels, height and width; known without reading a file, so that bad input is found before the data are
 SHAPES: dict[str, tuple[int, int, int]] = {"digits": (10, 1, 8), "cifar10": (10, 3, 32), "cifar100": (100, 3, 32)}
@@ -91,7 +92,7 @@ def load(spec: DataSpec, root: Path | None) -> ImageSet:
     if spec.holdout == 0:
         return ImageSet(classes, training, testing, "test")
     if spec.holdout >= len(training):
-        raise ValueError(f"holdout={spec.holdout}, but {spec.name} has {len(training)} training images; hold out fewer")
+        raise UserError(f"holdout={spec.holdout}, but {spec.name} has {len(training)} training images; hold out fewer")
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(HOLDOUT_SEED))
     kept, held = order[spec.holdout :], order[: spec.holdout]
     return ImageSet(classes, training.take(kept), training.take(held), "holdout")
@@ -105,7 +106,7 @@ def pad(pixels: Tensor, size: int) -> Tensor:
     """
     n, height, width, channels = pixels.shape
     if height > size or width > size:
-        raise ValueError(f"images of {height}x{width} do not fit image_size={size}; give {max(height, width)} or more")
+        raise UserError(f"images of {height}x{width} do not fit image_size={size}; give {max(height, width)} or more")
     if (height, width) == (size, size):
         return pixels
     padded = torch.zeros(n, size, size, channels, dtype=torch.uint8)

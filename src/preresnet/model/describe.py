@@ -10,7 +10,7 @@ from preresnet.model import memory
 from preresnet.model.network import Network, meta
 from preresnet.model.preactivation import Norm
 from preresnet.model.units import ResidualUnit
-from preresnet.spec import NetSpec
+from preresnet.spec import NetSpec, UserError
 
 IMAGENET_SIZE, CIFAR_SIZE = 224, 32
 
@@ -44,7 +44,7 @@ def describe(spec: NetSpec, size: int | None = None, batch: int = 128) -> dict[s
     size = default_size(spec) if size is None else size
     for name, value in (("input size", size), ("batch", batch)):
         if value < 1:
-            raise ValueError(f"{name} {value}; it must be 1 or more")
+            raise UserError(f"{name} {value}; it must be 1 or more")
     full = _count(memory.without_memory(spec, "float32"), size, torch.float32)
     half = _count(memory.without_memory(spec, "bfloat16"), size, torch.bfloat16)
     parts = []

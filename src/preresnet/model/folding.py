@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from preresnet.model import passes
+from preresnet.kernels import passes
 from preresnet.model.network import Network, Stage
 from preresnet.model.preactivation import Norm, is_map
 from preresnet.model.shortcuts import Gate, IdentityJoin, Projection

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from preresnet.model.network import Network, Stage, meta
 from preresnet.model.units import ResidualUnit
-from preresnet.spec import NetSpec, UnitShape
+from preresnet.spec import NetSpec, UnitShape, UserError
 
 Plan = Literal["plain", "recompute", "units", "sqrt"]
 PLANS: tuple[Plan, ...] = get_args(Plan)
@@ -43,7 +43,7 @@ def set_plan(model: Network, plan: Plan) -> None:
         ValueError: no such plan.
     """
     if plan not in PLANS:
-        raise ValueError(f"no memory plan {plan!r}; use {', '.join(PLANS)}")
+        raise UserError(f"no memory plan {plan!r}; use {', '.join(PLANS)}")
     for stage in model.stages:
         assert isinstance(stage, Stage)
         units = list(stage.units)

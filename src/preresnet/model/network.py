@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from preresnet.model.preactivation import Norm, activation, recomputed
 from preresnet.model.shortcuts import GatedJoin, IdentityJoin, conv
 from preresnet.model.units import ResidualUnit
-from preresnet.spec import NetSpec
+from preresnet.spec import NetSpec, UserError
 
 
 class Stem(nn.Module):
@@ -120,7 +120,7 @@ class Network(nn.Module):
             ValueError: as `forward`.
         """
         if x.ndim != 4 or x.shape[1] != self.spec.in_channels:
-            raise ValueError(
+            raise UserError(
                 f"input of shape {tuple(x.shape)}; this network takes (n, {self.spec.in_channels}, h, w). "
                 "For another number of channels build it with in_channels=..."
             )
@@ -199,7 +199,7 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def set_fused(model: nn.Module, fused: bool) -> None:
-    """Choose whether training computes with the operations of `preresnet.model.passes` or with PyTorch's own.
+    """Choose whether training computes with the operations of `preresnet.kernels.passes` or with PyTorch's own.
 
     Args:
         model: changed in place; its weights are not, and its results only by rounding.

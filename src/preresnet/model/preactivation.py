@@ -24,8 +24,8 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.checkpoint import checkpoint
 
-from preresnet.model import passes
-from preresnet.model.passes import Statistics
+from preresnet.kernels import passes
+from preresnet.kernels.passes import Statistics
 from preresnet.spec import Dialect
 
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from preresnet.model import native
+from preresnet.kernels import native
 from preresnet.model.folding import Affine, Classifier, FoldedConv, FoldedUnit
 from preresnet.model.shortcuts import IdentityJoin, Projection, ZeroPad
 

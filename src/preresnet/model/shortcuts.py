@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from preresnet import spec
-from preresnet.model import passes
+from preresnet.kernels import passes
 from preresnet.model.preactivation import activation, add, alike, observed
 from preresnet.spec import Dialect, UnitShape
 

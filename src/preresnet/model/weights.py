@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 
 from preresnet.model.network import Network
-from preresnet.spec import NetSpec, from_json, to_json
+from preresnet.spec import NetSpec, UserError, from_json, to_json
 
 WEIGHTS_FILE = "weights.safetensors"
 
@@ -39,20 +39,20 @@ def load(path: Path) -> tuple[Network, dict[str, str]]:
     file = path / WEIGHTS_FILE if path.is_dir() else path
     if not file.is_file():
         if path.is_dir():
-            raise ValueError(f"no {WEIGHTS_FILE} in {path}; a run writes it with its first checkpoint")
-        raise ValueError(f"no weights at {path}; give a run folder or a .safetensors file")
+            raise UserError(f"no {WEIGHTS_FILE} in {path}; a run writes it with its first checkpoint")
+        raise UserError(f"no weights at {path}; give a run folder or a .safetensors file")
     try:
         with safetensors.safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
     except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is not a whole .safetensors file ({error}); restore or export it again") from None
+        raise UserError(f"{file} is not a whole .safetensors file ({error}); restore or export it again") from None
     if "network" not in metadata:
-        raise ValueError(f"{file} does not say which network it belongs to; it was not written by preresnet")
+        raise UserError(f"{file} does not say which network it belongs to; it was not written by preresnet")
     with torch.device("meta"):
         model = Network(from_json(NetSpec, metadata["network"]))
     try:
         model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"the tensors of {file} do not fit its network: {error}") from None
+        raise UserError(f"the tensors of {file} do not fit its network: {error}") from None
     return model.eval(), metadata

@@ -19,6 +19,7 @@ from preresnet.spec import (
     StemSpec,
     UnitKind,
     UnitSpec,
+    UserError,
 )
 
 # Fig. 4, (a) to (e)
@@ -103,10 +104,10 @@ def network(name: str, num_classes: int | None = None, in_channels: int = 3) -> 
     """
     match = _NAME.fullmatch(name)
     if match is None:
-        raise ValueError(f"no network {name!r}{_suggest(name)}; the form is {NAME_FORM}")
+        raise UserError(f"no network {name!r}{_suggest(name)}; the form is {NAME_FORM}")
     plain = match["order"] == "plain"
     if plain and match["shortcut"]:
-        raise ValueError(f"no network {name!r}: a plain network has no shortcut to modify; drop -{match['shortcut']}")
+        raise UserError(f"no network {name!r}: a plain network has no shortcut to modify; drop -{match['shortcut']}")
     order = ORDERS["original" if plain else match["order"]]
     shortcut = SHORTCUTS["scale-0-1"] if plain else SHORTCUTS.get(match["shortcut"] or "", Identity())
     depth = int(match["depth"])
@@ -132,7 +133,7 @@ def at_depth(name: str, depth: int) -> str:
     assert match is not None
     is_imagenet = spec.stem.activated
     if is_imagenet and depth not in IMAGENET_UNITS:
-        raise ValueError(f"no ImageNet network of {depth} layers; there are {', '.join(map(str, IMAGENET_UNITS))}")
+        raise UserError(f"no ImageNet network of {depth} layers; there are {', '.join(map(str, IMAGENET_UNITS))}")
     order, shortcut, projected = match["order"], match["shortcut"], match["projected"] or ""
     end = (f"-{shortcut}" if shortcut else "") + projected
     plain = f"resnet{depth}-{order}{end}"
@@ -165,7 +166,7 @@ def _cifar(depth: int, unit: str | None, order: Order, shortcut: Shortcut) -> Ne
     step = 3 * _LAYERS[kind]
     if depth < step + 2 or (depth - 2) % step:
         lower = max(1, (depth - 2) // step)
-        raise ValueError(
+        raise UserError(
             f"no {kind} network of {depth} layers: the depth must be {step}n+2; "
             f"the nearest are {lower * step + 2} and {(lower + 1) * step + 2}"
         )

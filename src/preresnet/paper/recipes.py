@@ -6,6 +6,7 @@ from dataclasses import replace
 from preresnet.paper.networks import IMAGENET_UNITS, network
 from preresnet.paper.tables import ROWS
 from preresnet.recipe import DataSpec, Optim, Recipe, Schedule
+from preresnet.spec import UserError
 
 # Trained by the 2015 paper with the same recipe; the small members of the family, for comparison.
 SMALL = tuple(f"cifar10/resnet{depth}-{order}" for depth in (20, 32, 44, 56) for order in ("original", "preact"))
@@ -31,7 +32,7 @@ EPOCH = -(-IMAGENET_IMAGES // 256)
 def _imagenet(name: str) -> Recipe:
     """Table 5: batch 256 as 32 on each of 8 GPUs, so norms of 32; no warm-up; tested at 320, at the end at 224 too."""
     if not network(name).stem.activated:
-        raise ValueError(f"{name} is a network for CIFAR; ImageNet's have {', '.join(map(str, IMAGENET_UNITS))} layers")
+        raise UserError(f"{name} is a network for CIFAR; ImageNet's have {', '.join(map(str, IMAGENET_UNITS))} layers")
     return Recipe(
         network=name,
         data=DataSpec(
@@ -112,8 +113,8 @@ def recipe(name: str) -> Recipe:
             network(net)
             return _imagenet(net) if data == "imagenet" else Recipe(network=net, data=DataSpec(name=data))
         except ValueError as error:
-            raise ValueError(f"no recipe {name!r}{_suggest(name)} ({error})") from None
-    raise ValueError(f"no recipe {name!r}{_suggest(name)}; `preresnet list recipes` shows all")
+            raise UserError(f"no recipe {name!r}{_suggest(name)} ({error})") from None
+    raise UserError(f"no recipe {name!r}{_suggest(name)}; `preresnet list recipes` shows all")
 
 
 def _suggest(name: str) -> str:

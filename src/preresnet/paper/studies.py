@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from pydantic.dataclasses import dataclass
 
 from preresnet.paper.tables import TABLE_1, TABLE_2, TABLE_3, TABLE_4, TABLE_5, Row
-from preresnet.spec import STRICT
+from preresnet.spec import STRICT, UserError
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -72,7 +72,7 @@ def study(name: str) -> Study:
     if name not in STUDIES:
         near = difflib.get_close_matches(name, STUDIES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(STUDIES)}"
-        raise ValueError(f"no study {name!r}; {hint}")
+        raise UserError(f"no study {name!r}; {hint}")
     return STUDIES[name]
 
 
@@ -97,7 +97,7 @@ def chosen(rows: tuple[Row, ...], patterns: tuple[str, ...]) -> tuple[Row, ...]:
             names = list(dict.fromkeys(row.network for row in rows))
             near = difflib.get_close_matches(pattern, names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise ValueError(f"no row {pattern!r}{hint} The rows are {', '.join(names)}; * stands for anything")
+            raise UserError(f"no row {pattern!r}{hint} The rows are {', '.join(names)}; * stands for anything")
     return tuple(row for row in rows if not patterns or any(row in found for found in fits.values()))
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from preresnet.propagation.additions import Addition
+from preresnet.spec import UserError
 
 CANCELLED = 0.1  # a sum this small beside what both parts measure counts as nearly cancelled
 
@@ -56,12 +57,12 @@ def split(
     signals = [one.x for one in additions] + [additions[-1].sum]
     fixed = [position for position, signal in enumerate(signals) if not signal.requires_grad]
     if fixed:
-        raise ValueError(
+        raise UserError(
             f"x of unit {additions[fixed[0]].name!r} has no gradient: its inputs are no floating-point numbers and "
             "what stands before it is frozen; set requires_grad on a parameter before it"
         )
     if not loss.requires_grad:
-        raise ValueError("no gradient reaches the residual additions; check that the loss depends on the output")
+        raise UserError("no gradient reaches the residual additions; check that the loss depends on the output")
     found = torch.autograd.grad(loss, [*signals, *parameters], retain_graph=True, allow_unused=True)
     whole = [_or_zeros(value, signal) for value, signal in zip(found, signals, strict=False)]
     straight = _cut(cut, cut_loss)

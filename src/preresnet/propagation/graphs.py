@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from preresnet.propagation.additions import Pass
+from preresnet.spec import UserError
 
 _ATEN = torch.ops.aten
 _ADDITIONS = {_ATEN.add.Tensor, _ATEN.add_.Tensor, operator.add, operator.iadd, torch.add}
@@ -37,7 +38,7 @@ def exported(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) 
     except Exception as error:  # whatever a foreign forward pass raises under a tracer
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0]
         cached = "; it returns a cache: add use_cache=False to the batch" if "Cache" in reason else ""
-        raise ValueError(
+        raise UserError(
             f"torch.export cannot read {type(model).__name__} ({reason}){cached}; or name its residual units: "
             "units=('...', ...), modules that each compute x + F(x)"
         ) from None
@@ -81,7 +82,7 @@ class Graph:
             self._units[node] = (f"{name}.{names[name]}" if names[name] > 1 else name, x, int(weights[1] <= weights[0]))
         if not self._units:
             additions = [node.name for node in nodes if node.target in _ADDITIONS]
-            raise ValueError(
+            raise UserError(
                 f"no residual addition found in {title}: of its {len(additions)} additions none is passed by "
                 "everything from the first input to the first output. Name its residual units: units=('...', ...), "
                 "modules that each compute x + F(x)"

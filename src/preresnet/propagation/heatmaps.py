@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preresnet.propagation.pictures import require_format
+from preresnet.spec import UserError
 from preresnet.train.curves import FAINT, PAPER, SIZE, TEXT
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def draw(runs: Mapping[str, Lines], scale: Sequence[Lines] = ()) -> "Figure":
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     if not runs or not all(runs.values()):
-        raise ValueError("nothing was probed in this run; train with --probe-every auto")
+        raise UserError("nothing was probed in this run; train with --probe-every auto")
     size = SIZE[0] * len(runs), 0.6 + 1.75 * len(MAPS)
     figure = Figure(figsize=size, layout="constrained", facecolor=PAPER)
     figure.get_layout_engine().set(hspace=0.04)  # type: ignore[union-attr]

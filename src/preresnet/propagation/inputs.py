@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from preresnet.spec import UserError
+
 Batch = Any  # x, (x, y), or keyword arguments by name with the labels as "labels"
 
 
@@ -18,7 +20,7 @@ def split(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
         kwargs = {name: batch[name] for name in batch if name != "labels"}
         if any(isinstance(value, Tensor) for value in kwargs.values()):
             return (), kwargs, batch.get("labels")  # type: ignore[attr-defined]
-    raise ValueError(
+    raise UserError(
         f"a batch of type {type(batch).__name__}; give images, (images, labels), or a mapping of keyword arguments"
     )
 
@@ -43,7 +45,7 @@ def output(result: Any) -> Tensor:
     for value in values:
         if isinstance(value, Tensor) and value.is_floating_point():
             return value
-    raise ValueError(f"the network returns {type(result).__name__} without a tensor; give one that returns a tensor")
+    raise UserError(f"the network returns {type(result).__name__} without a tensor; give one that returns a tensor")
 
 
 def draw_labels(output: Tensor, seed: int) -> Tensor:

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from preresnet.spec import UserError
+
 Numbers = Sequence[float | None]
 Row = Literal["signal", "activation", "gradient", "angle", "decay"]
 Line = Literal["signal", "activation", "factor", "product", "straight", "gradient"]
@@ -167,7 +169,7 @@ def require_format(path: Path) -> None:
         ValueError: the suffix is none of `FORMATS`.
     """
     if path.suffix not in FORMATS:
-        raise ValueError(f"{path}: a picture is {' or '.join(FORMATS)}")
+        raise UserError(f"{path}: a picture is {' or '.join(FORMATS)}")
 
 
 def _plotting(path: Path) -> Any:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from preresnet.propagation import backward, inputs, streams
 from preresnet.propagation.additions import Addition, Pass
 from preresnet.propagation.inputs import Batch
+from preresnet.spec import UserError
 
 ALONG = 0.5  # dropout of half the elements has a cosine of 0.71 with x_l, a random convolution of 0
 
@@ -108,7 +109,7 @@ def probe(
         ValueError: no residual addition was found, something was not finite, or a batch does not fit.
     """
     if not batches:
-        raise ValueError("no batch given; give at least one: images, or (images, labels)")
+        raise UserError("no batch given; give at least one: images, or (images, labels)")
     sums = _Sums()
     stream: streams.Stream | None = None
     shapes: list[Any] = []
@@ -176,7 +177,7 @@ def _measure(
         taken, total = run(False)
         additions = taken.additions
         if not additions:
-            raise ValueError("no residual addition was passed; name modules that each compute x + F(x) in units=(...)")
+            raise UserError("no residual addition was passed; name modules that each compute x + F(x) in units=(...)")
         names = [one.name for one in additions]
         if not sums.units:
             sums.units, sums.factors, sums.runs = names, [one.factor for one in additions], _runs(additions)
@@ -184,7 +185,7 @@ def _measure(
         assert names == sums.units
         _forward(sums, additions)
         if not torch.isfinite(total):
-            raise ValueError(f"the loss is {total.item()}, though all units are finite; look at the head, or the loss")
+            raise UserError(f"the loss is {total.item()}, though all units are finite; look at the head, or the loss")
         cut_taken, cut_total = run(True)
         parameters = {name: one for name, one in model.named_parameters() if one.requires_grad}
         parts = backward.split(additions, total, cut_taken.additions, cut_total, list(parameters.values()))
@@ -210,7 +211,7 @@ def _forward(sums: _Sums, additions: list[Addition]) -> None:
             value = getattr(one, name)
             squares = _square(value)
             if not math.isfinite(squares):
-                raise ValueError(
+                raise UserError(
                     f"{'the residual' if name == 'residual' else name} of unit {one.name!r} (number {unit + 1} of "
                     f"{len(additions)}) is not finite, and all before it is; look there first"
                 )

@@ -21,6 +21,7 @@ from preresnet.paper.recipes import recipe
 from preresnet.propagation import heatmaps, pictures, series, verdict
 from preresnet.propagation.probe import probe
 from preresnet.recipe import STREAMED, DataName, DataSpec
+from preresnet.spec import UserError
 from preresnet.train import watch
 from preresnet.train.folder import read_network
 
@@ -61,7 +62,7 @@ class Settings:
         for field, least in (("batch", 2), ("batches", 1), ("image_size", 1)):
             value = getattr(self, field)
             if value is not None and value < least:
-                raise ValueError(f"{field} {value}; it must be {least} or more")
+                raise UserError(f"{field} {value}; it must be {least} or more")
 
 
 def measure(names: Sequence[str], settings: Settings, report: Callable[[str], None]) -> dict[str, Any]:
@@ -81,9 +82,9 @@ def measure(names: Sequence[str], settings: Settings, report: Callable[[str], No
     """
     out, found = settings.out, {}
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} already exists and is not empty; give another --out")
+        raise UserError(f"{out} already exists and is not empty; give another --out")
     if len(set(names)) < len(names):
-        raise ValueError("the same name is given twice; name each network once")
+        raise UserError("the same name is given twice; name each network once")
     device = devices.choose(settings.device)
     opened = [_open(name, settings) for name in names]
     data = ""
@@ -144,7 +145,7 @@ class Subject:
 def _open(name: str, settings: Settings) -> Subject:
     path, data = Path(name), settings.data
     if len(path.parts) > 1 and not path.exists():
-        raise ValueError(f"there is no run, weights file or specification {name}")
+        raise UserError(f"there is no run, weights file or specification {name}")
     normalisation = None
     if path.is_dir() or name.endswith(".safetensors"):
         found = trained.open_weights(path)
@@ -161,7 +162,7 @@ def _open(name: str, settings: Settings) -> Subject:
         model = build(net, settings.seed)
     if spec is None:
         if settings.verdict:
-            raise ValueError(
+            raise UserError(
                 "a verdict needs labelled images; give --data digits, cifar10, cifar100, imagenet or folder"
             )
         return Subject(model, "noise", lambda count: _noise(model, settings, count))
@@ -169,7 +170,7 @@ def _open(name: str, settings: Settings) -> Subject:
         spec = replace(spec, image_size=settings.image_size)
     _, channels = sets.shape(spec, settings.data_root)
     if channels != model.spec.in_channels:
-        raise ValueError(f"{name} takes images of {model.spec.in_channels} channels, {spec.name} has {channels}")
+        raise UserError(f"{name} takes images of {model.spec.in_channels} channels, {spec.name} has {channels}")
     loaded = sets.load(spec, settings.data_root)
     if normalisation is None:
         normalisation = loaders.fit(loaded.train, spec)

@@ -21,6 +21,7 @@ from preresnet.model.shortcuts import IdentityJoin, ScaledJoin, ZeroPad
 from preresnet.model.units import ResidualUnit
 from preresnet.propagation import graphs
 from preresnet.propagation.additions import Pass, Stream
+from preresnet.spec import UserError
 
 
 def twin(model: nn.Module) -> nn.Module:
@@ -32,7 +33,7 @@ def twin(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model, shared)
     except Exception as error:  # modules may hold anything: locks, open files, tensors of a graph
-        raise ValueError(
+        raise UserError(
             f"cannot copy the structure of {type(model).__name__} ({type(error).__name__}: {error}); "
             "a probe works on a copy that shares the parameters. Take out of the module what cannot be copied"
         ) from None
@@ -119,7 +120,7 @@ class _Named:
         missing = [name for name in units if not modules.get(name)]
         if missing:
             some = ", ".join(name for name in list(modules)[1:12])
-            raise ValueError(f"no module {', '.join(map(repr, missing))}; this network has {some}, ...")
+            raise UserError(f"no module {', '.join(map(repr, missing))}; this network has {some}, ...")
         self._model = model
         self._taken = Pass()
         for name in units:
@@ -134,9 +135,9 @@ class _Named:
     def _note(self, name: str, _: nn.Module, args: tuple[Any, ...], y: Any) -> Any:
         x, result = args[0] if args else None, y[0] if isinstance(y, tuple) else y
         if not (isinstance(x, Tensor) and isinstance(result, Tensor)):
-            raise ValueError(f"unit {name!r} does not take and give a tensor first; name modules that do")
+            raise UserError(f"unit {name!r} does not take and give a tensor first; name modules that do")
         if x.shape != result.shape:
-            raise ValueError(
+            raise UserError(
                 f"unit {name!r} changes the shape from {tuple(x.shape)} to {tuple(result.shape)}, so it is not "
                 "x + F(x); name only units whose shapes agree, or none, to have the additions found"
             )

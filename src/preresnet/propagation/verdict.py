@@ -27,6 +27,7 @@ from preresnet.paper.tables import TABLE_1, TABLE_2
 from preresnet.propagation import streams
 from preresnet.propagation.probe import Probe, probe
 from preresnet.recipe import Optim, Schedule
+from preresnet.spec import UserError
 from preresnet.train.optim import set_lr, sgd, update
 
 Grade = Literal["will train", "will train, but worse", "will not train"]
@@ -94,7 +95,7 @@ def judge(
         ValueError: fewer than 4 batches.
     """
     if len(batches) < 4:
-        raise ValueError(f"{len(batches)} batches; a verdict needs 4 or more")
+        raise UserError(f"{len(batches)} batches; a verdict needs 4 or more")
     rate = (schedule or Schedule()).at(0)
     found = probe(model, batches[0], seed=seed)
     losses, wrong = _learn(model, batches, rate, optim or Optim(), seed)

@@ -20,7 +20,7 @@ from preresnet.data import sets
 from preresnet.model.describe import multiply_adds
 from preresnet.model.network import build
 from preresnet.recipe import Optim, Precision, Recipe
-from preresnet.spec import NetSpec
+from preresnet.spec import NetSpec, UserError
 from preresnet.study.plan import Plan, PlannedRow, run_folder
 from preresnet.train.folder import resolve_network
 from preresnet.train.optim import set_lr, sgd, update
@@ -86,7 +86,7 @@ def predict(
         ValueError: no such device.
     """
     if seeds < 1:
-        raise ValueError(f"--seeds {seeds}; it must be 1 or more")
+        raise UserError(f"--seeds {seeds}; it must be 1 or more")
     device = devices.choose(device_name)
     works = {row.name: _work(row, device, data_root) for row in plan.rows}
     adds = {spec: multiply_adds(spec, size) for spec, size in {(one.spec, one.size) for one in works.values()}}

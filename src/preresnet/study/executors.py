@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from preresnet.spec import UserError
 from preresnet.study.runs import Job, Outcome, work
 
 Executor = Literal["local", "ray"]
@@ -167,7 +168,7 @@ def require_ray() -> Any:
     try:
         import ray
     except ImportError:
-        raise ValueError("ray is not installed; pip install 'preresnet[cluster]', or use --executor local") from None
+        raise UserError("ray is not installed; pip install 'preresnet[cluster]', or use --executor local") from None
     return ray
 
 
@@ -175,12 +176,12 @@ def _share(ray: Any, parallel: int, devices: set[str]) -> dict[str, float]:
     """What of a machine one run takes."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
     if not nodes:
-        raise ValueError("the Ray cluster has no processors to work with; add a node")
+        raise UserError("the Ray cluster has no processors to work with; add a node")
     gpus = sum(resources.get("GPU", 0) for resources in nodes)
     if gpus and devices != {"cpu"}:
         return {"num_gpus": 1 / parallel, "num_cpus": 1}
     if any(device.startswith("cuda") for device in devices):
-        raise ValueError("the Ray cluster has no GPU; use --device cpu or auto")
+        raise UserError("the Ray cluster has no GPU; use --device cpu or auto")
     share = min(resources["CPU"] for resources in nodes) / parallel
     return {"num_cpus": int(share) if share >= 1 else share}  # Ray takes whole processors, or a part of one
 

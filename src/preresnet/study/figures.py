@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preresnet.propagation import heatmaps
+from preresnet.spec import UserError
 from preresnet.study.content import Row, Run
 from preresnet.train import curves
 from preresnet.train.curves import COLOURS, FAINT, PAPER, TEXT, Curve
@@ -277,7 +278,7 @@ def require_ours(path: Path) -> None:
         ValueError: something else is at ``path``.
     """
     if path.exists() and (path.is_dir() or MARK.encode() not in path.read_bytes()):
-        raise ValueError(f"{path} was not written by `{MARK}` and is left alone; move it, or give another --out")
+        raise UserError(f"{path} was not written by `{MARK}` and is left alone; move it, or give another --out")
 
 
 def _tall(bars: int) -> tuple[float, float]:

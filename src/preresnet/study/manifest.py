@@ -9,6 +9,7 @@ from typing import Any
 from preresnet.paper.claims import CLAIMS
 from preresnet.paper.studies import study as paper_study
 from preresnet.paper.tables import FAIL_PCT
+from preresnet.spec import UserError
 from preresnet.study import statistics
 from preresnet.study.content import STUDY_FILE
 from preresnet.study.plan import Plan, PlannedRow, run_folder
@@ -28,7 +29,7 @@ def open_study(out: Path, plan: Plan, seeds: Sequence[int], command: str) -> dic
         ValueError: the folder holds something else, or another study.
     """
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; give another --out")
+        raise UserError(f"{out} is a file; give another --out")
     path = out / STUDY_FILE
     scale = plan.scale.given if plan.scale else None
     if path.is_file():
@@ -36,9 +37,9 @@ def open_study(out: Path, plan: Plan, seeds: Sequence[int], command: str) -> dic
         now = {"study": plan.study, "scale": scale} | ({"title": plan.title} if plan.study == "sweep" else {})
         changed = [f"{name}: {found[name]} there, {value} now" for name, value in now.items() if found[name] != value]
         if changed:
-            raise ValueError(f"{out} holds another study ({'; '.join(changed)}); give another --out")
+            raise UserError(f"{out} holds another study ({'; '.join(changed)}); give another --out")
     elif out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
-        raise ValueError(f"{out} is not empty and holds no study; give another --out")
+        raise UserError(f"{out} is not empty and holds no study; give another --out")
     else:
         found = {"study": plan.study, "title": plan.title, "scale": scale, "rows": []}
     old = {row["row"]: row for row in found["rows"]}

@@ -11,7 +11,7 @@ from preresnet.paper.recipes import recipe
 from preresnet.paper.studies import Study, chosen, row_name
 from preresnet.paper.tables import Row
 from preresnet.recipe import Recipe
-from preresnet.spec import to_json
+from preresnet.spec import UserError, to_json
 
 SHORTEST = 8  # steps; below, the milestones at 1/2 and 3/4 would meet
 # Training images between two evaluations, at least: an evaluation passes 10,000 test images forward, about a tenth of
@@ -55,7 +55,7 @@ def parse_scale(text: str) -> Scale | None:
     for part in text.split(","):
         name, _, value = (word.strip() for word in part.partition("="))
         if name not in least or name in found or not value.isdecimal() or int(value) < least[name]:
-            raise ValueError(
+            raise UserError(
                 f"--scale {text}: cannot use {part!r}; give each of steps (from {SHORTEST}), batch (from 2) and depth "
                 "at most once, for example steps=2000,batch=64,depth=20"
             )
@@ -166,7 +166,7 @@ def of_paper(study: Study, patterns: tuple[str, ...] = (), scale: Scale | None =
     by_name: dict[str, PlannedRow] = {}
     for row in rows:
         if row.name in by_name:
-            raise ValueError(
+            raise UserError(
                 f"at depth={scale.depth if scale else None} the rows {by_name[row.name].base} and {row.base} are the "
                 "same network; choose one of them with --rows, or leave depth out"
             )

@@ -11,7 +11,7 @@ import pydantic
 from preresnet.paper.recipes import recipe
 from preresnet.paper.tables import FAIL_PCT, printed
 from preresnet.recipe import Recipe
-from preresnet.spec import explain, to_json
+from preresnet.spec import UserError, explain, to_json
 from preresnet.study import statistics
 from preresnet.study.content import STUDY_FILE, Printed, Row, Run, Statistics, Study
 from preresnet.train import folder, runlog, watch
@@ -38,7 +38,7 @@ def gather(folders: Sequence[Path]) -> tuple[Study, ...]:
         elif (place / folder.RECIPE_FILE).is_file():
             runs.append(_run(place, None))
         else:
-            raise ValueError(f"{place} holds no {STUDY_FILE} and no {folder.RECIPE_FILE}: {_advice(place)}")
+            raise UserError(f"{place} holds no {STUDY_FILE} and no {folder.RECIPE_FILE}: {_advice(place)}")
     return (*studies, *([_single(runs)] if runs else []))
 
 
@@ -55,7 +55,7 @@ def _study(place: Path) -> Study:
     try:
         study = pydantic.TypeAdapter(Study).validate_json((place / STUDY_FILE).read_bytes())
     except pydantic.ValidationError as error:
-        raise ValueError(f"cannot read {place / STUDY_FILE}: {explain(error)}") from None
+        raise UserError(f"cannot read {place / STUDY_FILE}: {explain(error)}") from None
     rows = []
     for row in study.rows:
         runs = tuple(_run(place / run.folder, run) for run in row.runs)
@@ -79,14 +79,14 @@ def _run(place: Path, said: Run | None) -> Run:
     result = {**(stored["run"] or {}), **decided, **(stored["result"] or {})}
     missing = [name for name in _EVALUATION if name not in (stored["evaluation"] or _EVALUATION)]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{place / folder.EVALUATION_FILE} does not hold {', '.join(missing)}; "
             f"`preresnet evaluate {place} --json` prints what belongs there"
         )
     lines, probes = runlog.read(place), watch.read(place)
     missing = [name for name in _PROBE if not all(name in line for line in probes)]
     if missing:
-        raise ValueError(f"{place / watch.WATCH_FILE} has lines without {', '.join(missing)}; move it away")
+        raise UserError(f"{place / watch.WATCH_FILE} has lines without {', '.join(missing)}; move it away")
     found = Run(
         seed=result.get("seed", 0),
         folder=place,
@@ -122,9 +122,9 @@ def _read(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from None
+        raise UserError(f"cannot read {path}: {error}") from None
     if not isinstance(found, dict):
-        raise ValueError(f"cannot read {path}: it holds no JSON object")
+        raise UserError(f"cannot read {path}: it holds no JSON object")
     return found
 
 

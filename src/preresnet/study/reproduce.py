@@ -11,6 +11,7 @@ import preresnet.device as devices
 from preresnet.data import sets
 from preresnet.model.memory import Plan as MemoryPlan
 from preresnet.propagation import series
+from preresnet.spec import UserError
 from preresnet.study import executors, manifest
 from preresnet.study.plan import Plan, run_folder
 from preresnet.study.runs import Job, Outcome, kept, step
@@ -88,7 +89,7 @@ def reproduce(plan: Plan, seeds: int, settings: Settings, progress: Progress | N
     out = settings.out.absolute()
     for name, value in (("seeds", seeds), ("jobs", settings.jobs)):
         if value < 1:
-            raise ValueError(f"--{name} {value}; it must be 1 or more")
+            raise UserError(f"--{name} {value}; it must be 1 or more")
     if settings.probe_every is not None:
         series.watch(settings.probe_every)  # refuses what is no number of steps
     recipes = [row.recipe for row in plan.rows]
@@ -109,7 +110,7 @@ def reproduce(plan: Plan, seeds: int, settings: Settings, progress: Progress | N
         with FileLock(known / "study.lock", timeout=0):
             return _do(plan, seeds, settings, found, out, progress)
     except Timeout:
-        raise ValueError(f"another command works at {out}; end it first, or give another --out") from None
+        raise UserError(f"another command works at {out}; end it first, or give another --out") from None
 
 
 def _jobs(plan: Plan, seeds: int, settings: Settings, out: Path) -> list[Job]:

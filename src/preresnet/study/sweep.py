@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from preresnet.recipe import Recipe
-from preresnet.spec import from_json
+from preresnet.spec import UserError, from_json
 from preresnet.study.plan import Plan, PlannedRow, train_options
 
 
@@ -23,12 +23,12 @@ def of_sweep(name: str, base: Recipe, vary: tuple[str, ...]) -> Plan:
         ValueError: no such field, or a value that it does not take.
     """
     if not vary:
-        raise ValueError("nothing to vary; give for example --vary schedule.lr=0.05,0.1")
+        raise UserError("nothing to vary; give for example --vary schedule.lr=0.05,0.1")
     grid: dict[str, list[Any]] = {}
     for text in vary:
         field, values = _parse_vary(text)
         if field in grid:
-            raise ValueError(f"--vary names {field} twice; give all of its values at once, separated by commas")
+            raise UserError(f"--vary names {field} twice; give all of its values at once, separated by commas")
         grid[field] = values
     shown = [field for field, values in grid.items() if len(values) > 1] or list(grid)
     rows = []
@@ -58,7 +58,7 @@ def of_sweep(name: str, base: Recipe, vary: tuple[str, ...]) -> Plan:
             )
         )
     if len({row.name for row in rows}) < len(rows):
-        raise ValueError(f"--vary {' '.join(vary)}: the same value is given twice")
+        raise UserError(f"--vary {' '.join(vary)}: the same value is given twice")
     fixed = "".join(f", {field} = {_word(values[0])}" for field, values in grid.items() if field not in shown)
     return Plan("sweep", f"Sweep of {name} over {', '.join(shown)}{fixed}", None, tuple(rows))
 
@@ -70,7 +70,7 @@ def _word(value: Any) -> str:
 def _parse_vary(text: str) -> tuple[str, list[Any]]:
     given, sign, values = text.partition("=")
     if not sign or not values:
-        raise ValueError(f"--vary {text}: give a field and its values, for example schedule.lr=0.05,0.1")
+        raise UserError(f"--vary {text}: give a field and its values, for example schedule.lr=0.05,0.1")
     field = resolve_field(given.strip().replace("-", "_"))
     try:
         return field, json.loads(f"[{values}]")
@@ -101,5 +101,5 @@ def resolve_field(given: str) -> str:
     if len(same) == 1:  # lr; also optim.lr, which other programs call it
         return same[0]
     if same:
-        raise ValueError(f"--vary {given}: that is {' or '.join(same)}; give the whole name")
-    raise ValueError(f"--vary {given}: no such field of a recipe; there are {', '.join(known)}")
+        raise UserError(f"--vary {given}: that is {' or '.join(same)}; give the whole name")
+    raise UserError(f"--vary {given}: no such field of a recipe; there are {', '.join(known)}")

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from preresnet.spec import UserError
+
 CHECKPOINT_FILE = "checkpoint.pt"
 
 
@@ -50,7 +52,7 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
             torch.cuda.set_rng_state_all(state["random_cuda"])
         return state["progress"]
     except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise ValueError(
+        raise UserError(
             f"cannot resume from {path} ({type(error).__name__}: {str(error).splitlines()[0]}); "
             "delete it to start the run again from its first step"
         ) from None

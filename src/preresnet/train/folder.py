@@ -14,7 +14,7 @@ import preresnet.device as devices
 from preresnet.model.memory import Plan
 from preresnet.paper.networks import network
 from preresnet.recipe import Precision, Recipe
-from preresnet.spec import NetSpec, from_json, to_json
+from preresnet.spec import NetSpec, UserError, from_json, to_json
 
 RECIPE_FILE, NETWORK_FILE, RUN_FILE, RESULT_FILE = "recipe.json", "network.json", "run.json", "result.json"
 EVALUATION_FILE = (
@@ -72,7 +72,7 @@ def read_network(path: Path) -> NetSpec:
     try:
         content = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"cannot read the network file {path}: {error}") from None
+        raise UserError(f"cannot read the network file {path}: {error}") from None
     return from_json(NetSpec, json.dumps(content.get("spec", content) if isinstance(content, dict) else content))
 
 
@@ -80,14 +80,14 @@ def check(request: Request, spec: NetSpec) -> None:
     """Refuse to touch a folder that holds something else than the run to be resumed."""
     out = request.out
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; give another --out")
+        raise UserError(f"{out} is a file; give another --out")
     found = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if found <= {RUN_FILE, NETWORK_FILE}:  # new, or killed before `claim` was done
         return
     if RECIPE_FILE not in found:
-        raise ValueError(f"{out} is not empty and holds no run; give another --out")
+        raise UserError(f"{out} is not empty and holds no run; give another --out")
     if not request.resume:
-        raise ValueError(f"{out} already holds a run; add --resume to continue it, or give another --out")
+        raise UserError(f"{out} already holds a run; add --resume to continue it, or give another --out")
     stored = from_json(Recipe, (out / RECIPE_FILE).read_text())
     seed = json.loads((out / RUN_FILE).read_text())["seed"]
     was, now = asdict(stored) | {"seed": seed}, asdict(request.recipe) | {"seed": request.seed}
@@ -95,7 +95,7 @@ def check(request: Request, spec: NetSpec) -> None:
     if not changed and from_json(NetSpec, (out / NETWORK_FILE).read_text()) != spec:
         changed = ["the network's specification"]
     if changed:
-        raise ValueError(f"{out} holds another run ({'; '.join(changed)}); give the same values, or another --out")
+        raise UserError(f"{out} holds another run ({'; '.join(changed)}); give the same values, or another --out")
 
 
 def claim(request: Request, spec: NetSpec, device: torch.device, precision: Precision) -> None:

@@ -17,7 +17,8 @@ from preresnet.data import augment, sets
 from preresnet.data.files import ImageFiles
 from preresnet.data.loaders import evaluations, fit, fixed_batch, training_batches
 from preresnet.data.sets import Images
-from preresnet.model import memory, native, weights
+from preresnet.kernels import native
+from preresnet.model import memory, weights
 from preresnet.model.network import Network, build
 from preresnet.recipe import Precision, Recipe
 from preresnet.spec import NetSpec, to_json

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from preresnet.model.network import Network
+from preresnet.spec import UserError
 from preresnet.train import runlog
 from preresnet.train.checkpoint import write_atomically
 
@@ -45,7 +46,7 @@ class Watch:
 
     def __post_init__(self) -> None:
         if self.every != "auto" and self.every < 1:
-            raise ValueError(f"probe-every {self.every}; it must be 1 or more, or auto")
+            raise UserError(f"probe-every {self.every}; it must be 1 or more, or auto")
 
 
 class Watching:

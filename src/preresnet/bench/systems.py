@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import preresnet.device as devices
 from preresnet import inference
-from preresnet.model import memory, native
+from preresnet.kernels import native
+from preresnet.model import memory
 from preresnet.model.network import build, set_fused
 from preresnet.recipe import Optim, Precision
 from preresnet.spec import NetSpec, from_json

@@ -19,12 +19,12 @@ from typing import Any, Literal
 import torch
 
 import preresnet.device as devices
+from preresnet.bench.systems import Job, serve
 from preresnet.model import memory
 from preresnet.model.describe import default_size
 from preresnet.paper.networks import network
 from preresnet.recipe import Precision
-from preresnet.spec import NetSpec, Order, from_json, to_json
-from preresnet.study.systems import Job, serve
+from preresnet.spec import NetSpec, Order, UserError, from_json, to_json
 
 Other = Literal["pytorchcv", "timm", "eager", "limit"]
 
@@ -194,9 +194,9 @@ def bench(
     """
     for field, value in (("batch", batch), ("rounds", rounds), ("steps", steps)):
         if value < 1:
-            raise ValueError(f"{field} {value}; it must be 1 or more")
+            raise UserError(f"{field} {value}; it must be 1 or more")
     if training and batch < 2:
-        raise ValueError("batch 1; a batch norm cannot train on one image, use 2 or more")
+        raise UserError("batch 1; a batch norm cannot train on one image, use 2 or more")
     chosen = devices.choose(device)
     rows = measure(jobs(name, batch, against, plans, precision, chosen, training=training), rounds, steps, report)
     versions = {"torch": torch.__version__, "python": platform.python_version()}
@@ -283,14 +283,14 @@ _NAMES = {
 def _name_at(system: str, name: str) -> str:
     known = _NAMES[system]
     if name not in known:
-        raise ValueError(f"{system} has no {name}; it is compared on {', '.join(known)}")
+        raise UserError(f"{system} has no {name}; it is compared on {', '.join(known)}")
     _require(system)
     return known[name]
 
 
 def _require(package: str) -> None:
     if importlib.util.find_spec(package) is None:
-        raise ValueError(
+        raise UserError(
             f"{package} is not installed; pip install 'preresnet[peers]', or compare with less in --against"
         )
 

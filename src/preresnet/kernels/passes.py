@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from preresnet.model import native
+from preresnet.kernels import native
 
 Statistics = tuple[Tensor, Tensor]
 """Mean and 1 / std of a batch, (c,) each."""

@@ -1,0 +1,1 @@
+"""Speed and memory of a network beside other implementations of it."""
