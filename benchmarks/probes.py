@@ -16,7 +16,8 @@ from typing import Any
 
 import preresnet
 from preresnet.paper.tables import TABLE_1, TABLE_2
-from preresnet.propagation import heatmaps, pictures, probing, series, verdict
+from preresnet.pictures import depth, heatmaps
+from preresnet.propagation import probing, series, verdict
 from preresnet.train import watch
 
 ROOT = Path(__file__).parents[1]
@@ -98,14 +99,14 @@ def draw() -> None:
     """The pictures of the guide that records hold."""
     pair = {name: read(name) for name in ("resnet110-original", "resnet110-preact")}
     for row in ("signal", "activation", "gradient"):
-        pictures.draw(pair, IMAGES / f"probe-{row}.png", rows=(row,))
-    pictures.draw_pairs({name: one["pairs"] for name, one in pair.items()}, IMAGES / "probe-pairs.png")
+        depth.draw(pair, IMAGES / f"probe-{row}.png", rows=(row,))
+    depth.draw_pairs({name: one["pairs"] for name, one in pair.items()}, IMAGES / "probe-pairs.png")
     joins = {title: read(name) for title, name in JOINS.items()}
-    pictures.draw_lines(joins, ("factor",), IMAGES / "probe-factor.png")
-    pictures.draw_lines(joins, ("product", "signal"), IMAGES / "probe-product.png")
-    pictures.draw_lines(joins, ("straight", "gradient"), IMAGES / "probe-decay.png")
+    depth.draw_lines(joins, ("factor",), IMAGES / "probe-factor.png")
+    depth.draw_lines(joins, ("product", "signal"), IMAGES / "probe-product.png")
+    depth.draw_lines(joins, ("straight", "gradient"), IMAGES / "probe-decay.png")
     orders = {title: read(name) for title, name in ORDERS.items()}
-    pictures.draw_lines(orders, ("activation", "signal", "straight", "gradient"), IMAGES / "probe-orders.png")
+    depth.draw_lines(orders, ("activation", "signal", "straight", "gradient"), IMAGES / "probe-orders.png")
 
 
 def draw_training(runs: list[Path]) -> None:
@@ -126,7 +127,7 @@ def draw_others() -> None:
         "timm resnetv2_50": timm.create_model("resnetv2_50"),
     }
     probes = {title: preresnet.probe(model, (images, labels)).as_dict() for title, model in models.items()}
-    pictures.draw(probes, IMAGES / "probe-others.png", rows=("signal", "activation", "gradient"))
+    depth.draw(probes, IMAGES / "probe-others.png", rows=("signal", "activation", "gradient"))
 
 
 def score() -> None:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from preresnet.train import curves
-from preresnet.train.curves import COLOURS, Curve, Seed
+from preresnet.pictures import curves
+from preresnet.pictures.curves import COLOURS, Curve, Seed
 
 
 def falling(start: float, steps: int = 10) -> Seed:

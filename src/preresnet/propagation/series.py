@@ -6,7 +6,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from preresnet.model.network import Network
-from preresnet.propagation import heatmaps
+from preresnet.pictures import heatmaps
 from preresnet.propagation.probe import Probe, probe
 from preresnet.train import trainer
 from preresnet.train.folder import Request

@@ -20,9 +20,10 @@ from preresnet.data.sets import Images
 from preresnet.kernels import native
 from preresnet.model import memory, weights
 from preresnet.model.network import Network, build
+from preresnet.pictures import curves
 from preresnet.recipe import Precision, Recipe
 from preresnet.spec import NetSpec, to_json
-from preresnet.train import checkpoint, curves, folder, runlog
+from preresnet.train import checkpoint, folder, runlog
 from preresnet.train.capture import Steps, own_stream
 from preresnet.train.optim import set_lr, sgd
 from preresnet.train.watch import Watch, Watching

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preresnet.propagation.pictures import require_format
+from preresnet.pictures.curves import FAINT, PAPER, SIZE, TEXT
+from preresnet.pictures.depth import require_format
 from preresnet.spec import UserError
-from preresnet.train.curves import FAINT, PAPER, SIZE, TEXT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preresnet.propagation import heatmaps
+from preresnet.pictures import curves, heatmaps
+from preresnet.pictures.curves import COLOURS, FAINT, PAPER, TEXT, Curve
+from preresnet.report.content import Row, Run
 from preresnet.spec import UserError
-from preresnet.study.content import Row, Run
-from preresnet.train import curves
-from preresnet.train.curves import COLOURS, FAINT, PAPER, TEXT, Curve
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
