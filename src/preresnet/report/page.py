@@ -109,11 +109,7 @@ def _trained(study: Study, ident: str) -> dict[str, Trained]:
         pictures = {}
         if run.evaluation is not None:
             name, label = f"{ident}-{_slug(row.row)}", f"{row.label}, seed {run.seed}"
-            pictures = {
-                "classes": drawings.by_class(f"{name}-classes", label, run.evaluation),
-                "confusion": drawings.confusion(f"{name}-confusion", label, run.evaluation),
-                "calibration": drawings.calibration(f"{name}-calibration", label, run.evaluation),
-            }
+            pictures = drawings.of_answers(name, label, run.evaluation)
         commands = dict.fromkeys(one.result["command"] for one in row.runs if one.result.get("command"))
         found[row.row] = Trained(run, pictures, gather.flat(run.result.get("recipe") or {}), tuple(commands))
     return found
