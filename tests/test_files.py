@@ -17,7 +17,7 @@ from preresnet.data import crops, files, sets, streaming
 from preresnet.data.streaming import FileBatches
 from preresnet.paper.studies import study
 from preresnet.recipe import DataSpec, Recipe, Schedule
-from preresnet.study import manifest, plan
+from preresnet.study import entries, plan
 from preresnet.study.plan import run_folder
 from preresnet.study.reproduce import Settings, reproduce
 from preresnet.train import trainer
@@ -268,9 +268,9 @@ def test_table_5_is_run_and_its_first_two_rows_test_one_run(
     assert rows[0].recipe.norm_batch == 3
     out = tmp_path / "study"
     settings = Settings(out, data_root=photos)
-    waiting = manifest.open_study(out, replace(made, rows=rows), [0], "")
+    waiting = entries.open_study(out, replace(made, rows=rows), [0], "")
     out.mkdir()
-    manifest.write(out, waiting)
+    entries.write(out, waiting)
     trainer.train(Request(rows[0].recipe, run_folder(out, rows[0], 0), data_root=photos, workers=0))
     found = reproduce(replace(made, rows=rows), 1, settings)  # nothing is left to be trained
     result = json.loads((out / "imagenet-resnet18-original" / "seed0" / "result.json").read_text())

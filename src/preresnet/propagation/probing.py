@@ -18,7 +18,8 @@ from preresnet.model.describe import default_size
 from preresnet.model.network import Network, build
 from preresnet.paper.networks import network
 from preresnet.paper.recipes import recipe
-from preresnet.propagation import heatmaps, pictures, series, verdict
+from preresnet.pictures import canvas, depth, heatmaps
+from preresnet.propagation import series, verdict
 from preresnet.propagation.probe import probe
 from preresnet.recipe import STREAMED, DataName, DataSpec
 from preresnet.spec import UserError
@@ -114,10 +115,10 @@ def measure(names: Sequence[str], settings: Settings, report: Callable[[str], No
         out.mkdir(parents=True, exist_ok=True)
         (out / PROBE_FILE).write_text(json.dumps(series.short(result), indent=1) + "\n")
         titles = dict(zip(names, _titles(names), strict=True))
-        pictures.draw({titles[name]: one for name, one in found.items()}, out / PICTURE_FILE)
+        canvas.save(depth.draw_depth({titles[name]: one for name, one in found.items()}), out / PICTURE_FILE)
         probed = {titles[name]: lines for name in names if Path(name).is_dir() and (lines := watch.read(Path(name)))}
         if probed:
-            heatmaps.write(probed, out / SERIES_PICTURE)
+            canvas.save(heatmaps.draw_heatmaps(probed), out / SERIES_PICTURE)
     return result
 
 

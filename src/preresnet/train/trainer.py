@@ -20,9 +20,10 @@ from preresnet.data.sets import Images
 from preresnet.kernels import native
 from preresnet.model import memory, weights
 from preresnet.model.network import Network, build
+from preresnet.pictures import canvas, curves
 from preresnet.recipe import Precision, Recipe
 from preresnet.spec import NetSpec, to_json
-from preresnet.train import checkpoint, curves, folder, runlog
+from preresnet.train import checkpoint, folder, runlog
 from preresnet.train.capture import Steps, own_stream
 from preresnet.train.optim import set_lr, sgd
 from preresnet.train.watch import Watch, Watching
@@ -113,7 +114,8 @@ def train(request: folder.Request, watch: Watch | None = None) -> dict[str, Any]
     _write_json(out / folder.RESULT_FILE, result, indent=1)
     name = request.name or recipe.network
     curve = curves.Curve(name, (curves.measured(runlog.read(out)),))
-    curves.draw([curve], f"{name}, seed {request.seed}", data.split).savefig(out / folder.CURVE_FILE, dpi=200)
+    picture = curves.draw_curves([curve], f"{name}, seed {request.seed}", data.split)
+    canvas.save(picture, out / folder.CURVE_FILE, dpi=200)
     return result
 
 
