@@ -18,7 +18,7 @@ from preresnet import inference
 from preresnet.kernels import native
 from preresnet.model import memory
 from preresnet.model.network import build, set_fused
-from preresnet.recipe import Optim, Precision
+from preresnet.recipe import SGD, Precision
 from preresnet.spec import NetSpec, from_json
 from preresnet.train.capture import EAGER_STEPS, Steps, own_stream
 from preresnet.train.optim import set_lr, sgd
@@ -173,7 +173,7 @@ def _ours(job: Job, x: Tensor, y: Tensor) -> Callable[[], object]:
     memory.set_plan(model, job.plan)
     if x.device.type == "cpu" and job.fused:
         native.keep_memory()
-    optimizer = sgd(model, Optim())
+    optimizer = sgd(model, SGD())
     set_lr(optimizer, LR)
     step = Steps(model, optimizer, None, job.precision, capturing=job.fused)
     return lambda: step(x, y)

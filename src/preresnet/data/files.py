@@ -22,11 +22,9 @@ from preresnet.data import images
 from preresnet.data.augment import Normalisation
 from preresnet.data.crops import augmented, centre
 from preresnet.data.order import Order, generator
-from preresnet.recipe import DataSpec
+from preresnet.recipe import DATA_SETS, ImagesInFiles
 from preresnet.spec import UserError
 
-CLASSES = {"imagenet": 1000}  # of sets whose number of classes is known without looking
-FOLDERS = ("train", "val")
 MOST_WORKERS = 16
 
 # Of ImageNet's training images, scaled to 0..1: fb.resnet.torch, datasets/imagenet.lua.
@@ -73,14 +71,14 @@ def classes(name: str, root: Path | None) -> tuple[str, ...]:
     if root is None:
         raise UserError(f"{name} is not downloaded; give the folder that holds train/ and val/ as --data-root")
     found = _folders(root / "train")
-    expected = CLASSES.get(name, len(found))
+    expected = DATA_SETS[name].classes or len(found)
     if len(found) != expected:
         words = "; --data.name folder trains on any number of classes" if name == "imagenet" else ""
         raise UserError(f"{root / 'train'} has {len(found)} folders of classes, {name} has {expected}{words}")
     return found
 
 
-def read(name: str, root: Path | None) -> tuple[tuple[str, ...], ImageFiles, ImageFiles]:
+def read(name: str, root: Path | None, *, test: bool = True) -> tuple[tuple[str, ...], ImageFiles, ImageFiles]:
     """Classes, training images and test images of a set: ``root/train/CLASS/*`` and ``root/val/CLASS/*``.
 
     Files that Pillow has no name for are left out (lists, notes); labels count the classes in sorted order, as
@@ -89,6 +87,7 @@ def read(name: str, root: Path | None) -> tuple[tuple[str, ...], ImageFiles, Ima
     Args:
         name: ``imagenet`` (1,000 classes), or ``folder``.
         root: folder with both.
+        test: whether test images are read; without them, there are none, and ``val`` need not exist.
 
     Raises:
         ValueError: a folder or a class is missing, or one holds no image; it is named.
@@ -96,9 +95,10 @@ def read(name: str, root: Path | None) -> tuple[tuple[str, ...], ImageFiles, Ima
     found = classes(name, root)
     assert root is not None
     known = Image.registered_extensions()
-    _check_alike(root, found)
-    train, test = (_split(root / folder, found, known) for folder in FOLDERS)
-    return found, train, test
+    if test:
+        _check_alike(root, found)
+    train = _split(root / "train", found, known)
+    return found, train, _split(root / "val", found, known) if test else train.take(torch.arange(0))
 
 
 def _folders(place: Path) -> tuple[str, ...]:
@@ -142,7 +142,7 @@ class _Training(Dataset[Any]):
     """One augmented image, by its index, step and place in the batch."""
 
     files: ImageFiles
-    spec: DataSpec
+    spec: ImagesInFiles
     batch: int
     seed: int
 
@@ -224,7 +224,7 @@ class FileBatches:
     def __init__(
         self,
         files: ImageFiles,
-        spec: DataSpec,
+        spec: ImagesInFiles,
         normalisation: Normalisation,
         batch: int,
         seed: int,
