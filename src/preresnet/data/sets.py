@@ -1,6 +1,7 @@
 """The images of a data set, read and padded, with some of them held out."""
 
 import importlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,18 @@ class ImageSet:
     train: Images | ImageFiles
     evaluation: Images | ImageFiles
     split: str
+
+    def words(self) -> str:
+        """How many images of how many classes were read from where, and what was left out."""
+        parts = (self.train, self.evaluation)
+        places = [f" from {part.root}" if isinstance(part, ImageFiles) else "" for part in parts]
+        roots = {part.root: part.left_out for part in parts if isinstance(part, ImageFiles)}
+        left_out = sum(map(Counter, roots.values()), Counter[str]())
+        return (
+            f"read {len(self.train):,} images of {len(self.classes):,} classes{places[0]} to train on, "
+            f"{len(self.evaluation):,}{places[1]} {'to test on' if self.split == 'test' else 'held out'}"
+            f"{files.left_out_words(left_out)}"
+        )
 
 
 def shape(spec: DataSpec, root: Path | None) -> tuple[int, int]:
