@@ -141,7 +141,7 @@ def _loop(
     watch: Watch | None,
 ) -> None:
     recipe, last = request.recipe, request.recipe.schedule.steps
-    small_steps = int(recipe.data.small_share * last) if recipe.data.small_size else 0
+    small_steps = recipe.small_steps
     train_images = data.train.to(device)
     batches = training_batches(
         train_images, recipe.data, normalisation, recipe.global_batch, request.seed, small_steps, request.workers
