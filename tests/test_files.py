@@ -1,6 +1,9 @@
 """Image files: which there are, how they are cropped, and how they are trained and tested on."""
 
 import json
+import os
+import shutil
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +16,11 @@ from PIL import Image
 import preresnet
 from preresnet import display
 from preresnet.cli import main
-from preresnet.data import crops, files, sets, streaming
+from preresnet.data import crops, files, images, sets, streaming
 from preresnet.data.streaming import FileBatches
 from preresnet.paper.studies import study
 from preresnet.recipe import DataSpec, Recipe, Schedule
+from preresnet.spec import UserError
 from preresnet.study import entries, plan
 from preresnet.study.plan import run_folder
 from preresnet.study.reproduce import Settings, reproduce
@@ -66,6 +70,123 @@ def test_the_files_of_a_folder(photos: Path) -> None:
     assert sets.shape(SPEC, photos) == (3, 3)
     held = sets.load(replace(SPEC, holdout=5), photos)
     assert (len(held.train), len(held.evaluation), held.split) == (19, 5, "holdout")
+
+
+def put(path: Path, label: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    photo(label, 0, 40, 40).save(path, "PNG")
+
+
+def listed(found: files.ImageFiles) -> list[str]:
+    return [os.path.relpath(found.path(index), found.root) for index in range(len(found))]
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Photographs in folders of folders, and what lies among them in real life."""
+    root = tmp_path / "mixed"
+    for split in ("train", "val"):
+        for name in ("a", "b [x]\n$y$", os.fsdecode(b"c\xff")):
+            for number in (2, 10):
+                put(root / split / name / f"{number}.png")
+    a = root / "train" / "a"
+    for name in ("day2/1.PNG", "day2-b/1.png", "day2/x/1.png", "day10/1.jpg", "shots.jpg/1.png"):
+        put(a / name)
+    put(root / "elsewhere.png")
+    put(root / "train" / "loose.png")
+    (a / "linked.png").symlink_to(root / "elsewhere.png")
+    put(root / "more" / "far.png")
+    (a / "linked-folder").symlink_to(root / "more")
+    return root
+
+
+def test_folders_of_folders_are_read_as_torchvision_reads_them(mixed: Path) -> None:
+    from torchvision.datasets import ImageFolder
+
+    found, train, val = files.read("folder", mixed)
+    peer = ImageFolder(str(mixed / "train"))
+    assert list(found) == peer.classes
+    assert [str(train.path(index)) for index in range(len(train))] == [path for path, _ in peer.samples]
+    assert train.labels.tolist() == peer.targets
+    assert len(train) == 13
+    assert len(val) == 6
+    assert np.asarray(images.open_image(train.path(12))).shape == (40, 40, 3)
+    assert train.left_out == {"images in no class": 1}
+
+
+def test_what_is_no_photograph_is_left_out_and_counted(mixed: Path) -> None:
+    before = listed(files.read("folder", mixed)[1])
+    a = mixed / "train" / "a"
+    put(a / "._0.png")
+    put(a / ".cache" / "0.png")
+    put(a / "__MACOSX" / "0.png")
+    for name in ("readme.pdf", "x.mpg", "x.h5", "x.eps", "Thumbs.db", "notes"):
+        (a / name).write_bytes(b"%PDF-1.4")
+    (a / "broken.png").symlink_to("nowhere.png")
+    os.mkfifo(a / "pipe.png")
+    (a / "loop.png").symlink_to("loop.png")
+    (a / "day2" / "up").symlink_to(a)
+    (a / "day2" / "all").symlink_to(mixed / "train" / "a" / "day10")
+    _, train, val = files.read("folder", mixed)
+    assert listed(train) == before
+    ends = dict.fromkeys((".pdf", ".mpg", ".h5", ".eps", ".db", "without an extension", "images in no class"), 1)
+    assert train.left_out == ends | {"hidden": 3, "not a regular file": 3}
+    assert val.left_out == {}
+    assert train.take(torch.tensor([0, 1])).left_out == train.left_out
+
+
+def test_folders_that_link_to_each_other_end(tmp_path: Path) -> None:
+    """Twelve folders of which each links to all: as many ways through them as there are orders of twelve."""
+    for first in range(12):
+        put(tmp_path / "train" / "a" / str(first) / "0.png")
+        for second in range(12):
+            (tmp_path / "train" / "a" / str(first) / f"to{second}").symlink_to(f"../{second}")
+    assert len(files.read("folder", tmp_path, test=False)[1]) == 12
+
+
+def test_val_is_not_wanted_where_nothing_of_it_is_read(mixed: Path) -> None:
+    shutil.rmtree(mixed / "val")
+    found, train, val = files.read("folder", mixed, test=False)
+    assert (len(found), len(train), len(val)) == (3, 13, 0)
+    held = sets.load(replace(SPEC, holdout=3), mixed)
+    assert (len(held.train), len(held.evaluation)) == (10, 3)
+    with pytest.raises(UserError, match="val is not there"):
+        sets.load(SPEC, mixed)
+
+
+def test_a_set_says_what_it_holds_and_what_it_left_out(photos: Path) -> None:
+    train, val = photos / "train", photos / "val"
+    words = f"read 24 images of 3 classes from {train} to train on, 12 from {val} to test on; left out: 1 .txt"
+    assert sets.load(SPEC, photos).words() == words
+    words = f"read 19 images of 3 classes from {train} to train on, 5 from {train} held out; left out: 1 .txt"
+    assert sets.load(replace(SPEC, holdout=5), photos).words() == words
+    words = "read 1,437 images of 10 classes to train on, 360 to test on"
+    assert sets.load(DataSpec(name="digits", image_size=8), None).words() == words
+
+
+def composed(form: str) -> str:
+    return unicodedata.normalize(form, "caf\xe9")
+
+
+def test_names_are_compared_whatever_way_their_accents_are_written(tmp_path: Path) -> None:
+    """A disk of macOS keeps e and its accent apart; an archive of Linux has them as one."""
+    for split, form in (("train", "NFC"), ("val", "NFD")):
+        for label, name in enumerate((composed(form), "cafz")):
+            put(tmp_path / split / name / "0.png", label)
+    found, _, val = files.read("folder", tmp_path)
+    assert found == ("cafz", composed("NFC"))
+    assert val.labels.tolist() == [0, 1]  # though NFD sorts the other way round
+    assert listed(val) == ["cafz/0.png", composed("NFD") + "/0.png"]
+    put(tmp_path / "train" / composed("NFD") / "0.png")
+    with pytest.raises(UserError, match="two folders named"):
+        files.read("folder", tmp_path)
+
+
+def test_labels_go_by_names() -> None:
+    known = ("ant", composed("NFD"), "Dog")
+    assert files.labels_by_name(("Dog", composed("NFC")), known, "x").tolist() == [2, 1]
+    with pytest.raises(UserError, match=r"class 'dog' of here is none of the 3 classes .*'Dog' is there"):
+        files.labels_by_name(("ant", "dog"), known, "here")
 
 
 def test_what_is_wrong_with_a_folder_is_said(photos: Path, tmp_path: Path) -> None:
