@@ -17,18 +17,16 @@ from PIL import Image
 
 from preresnet.data import crops, files, images, streaming
 from preresnet.data.order import generator
-from preresnet.recipe import DataSpec
+from preresnet.recipe import ImagesInFiles
 from preresnet.spec import UserError
 
-SPEC = DataSpec(
+SPEC = ImagesInFiles(
     name="folder",
     image_size=224,
-    normalise="channel_mean_std",
     augment="scale",
     shorter_side=(256, 480),
     test_crops=(224,),
     test_sides=(256,),
-    pad=0,
 )
 
 
