@@ -12,7 +12,7 @@ LAYERS = [
     {"spec"},
     {"recipe"},
     {"paper"},
-    {"kernels"},
+    {"kernels", "signals"},
     {"model", "data", "device"},
     {"inference"},
     {"trained"},

@@ -19,6 +19,12 @@ def command_line() -> str:
     return shlex.join([PROGRAM, *sys.argv[1:]])
 
 
+def shown(*words: str | Path) -> str:
+    """A command of ours as it can be pasted into a shell, whatever the names of files."""
+    safe = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words]
+    return shlex.join([PROGRAM, *safe])
+
+
 def read_recipe(name: str) -> Recipe:
     """A recipe by name, or from a JSON file: a whole one, or ``{"base": NAME, ...changed fields}``.
 

@@ -6,8 +6,8 @@ replayed, and the number of workers changes nothing.
 """
 
 import os
-import signal
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from preresnet import signals
 from preresnet.data import images
 from preresnet.data.augment import Normalisation
 from preresnet.data.crops import augmented, centre
@@ -196,15 +197,26 @@ def num_workers(asked: int | None) -> int:
     return max(1, min(MOST_WORKERS, (os.cpu_count() or 2) - 1)) if asked is None else asked
 
 
-def _loading(workers: int) -> dict[str, Any]:
+def _loading(dataset: Dataset[Any], workers: int, **order: Any) -> Iterator[Any]:
+    """Batches as `_collate` makes them, read by other processes, which outlive a signal to end: the run still needs
+    its next batch to end in order.
+    """
     # spawned, not forked: a fork inherits locks of threads that it does not
-    context = {"multiprocessing_context": "spawn", "worker_init_fn": _ignore_interrupts} if workers else {}
-    return {"collate_fn": _collate, "num_workers": workers, "pin_memory": torch.cuda.is_available(), **context}
+    context = {"multiprocessing_context": "spawn", "worker_init_fn": _outlive_signals} if workers else {}
+    loader = DataLoader(
+        dataset,
+        collate_fn=_collate,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        **context,  # type: ignore[arg-type]
+        **order,
+    )
+    with signals.held_back() if workers else nullcontext():
+        return iter(loader)
 
 
-def _ignore_interrupts(_: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the run still needs its next batch to end in order."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _outlive_signals(_: int) -> None:
+    signals.obey_parent_alone()
 
 
 class FileBatches:
@@ -245,7 +257,7 @@ class FileBatches:
         """
         if step != self._next:
             keys = _Keys(self.order, step)
-            self._ahead = iter(DataLoader(self.dataset, batch_sampler=keys, **_loading(self.workers)))
+            self._ahead = _loading(self.dataset, self.workers, batch_sampler=keys)
         pixels, labels = _whole(next(self._ahead))
         self._next = step + 1
         return _on_device(pixels, labels, self.normalisation)
@@ -281,8 +293,7 @@ def centre_batches(
     Raises:
         ValueError: a file is not a whole image; it is named.
     """
-    loader = DataLoader(_Test(files, side, crop), batch_size=batch, **_loading(num_workers(workers)))
-    for found in loader:
+    for found in _loading(_Test(files, side, crop), num_workers(workers), batch_size=batch):
         yield _on_device(*_whole(found), normalisation)
 
 

@@ -1,4 +1,4 @@
-"""How is a run looked at while it trains, without changing it?
+"""Measurements of a network on the way of its training, which do not change it.
 
 A watch measures the network before the first step, then every so many steps, and after the last one, on images that
 never change, so that all that moves in the series is the network. What it measures is the caller's business; the lines
