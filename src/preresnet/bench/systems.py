@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 import preresnet.device as devices
 from preresnet import inference
-from preresnet.kernels import native
 from preresnet.model import memory
 from preresnet.model.network import build, set_fused
 from preresnet.recipe import Optim, Precision
@@ -174,8 +173,6 @@ def _ours(job: Job, x: Tensor, y: Tensor) -> Callable[[], object]:
             return lambda: answer(x)
         return _answering(model, model, x, job.precision)
     memory.set_plan(model, job.plan)
-    if x.device.type == "cpu" and job.fused:
-        native.keep_memory()
     optimizer = sgd(model, Optim())
     set_lr(optimizer, LR)
     step = TrainingStep(model, optimizer, None, job.precision, job.gpu)

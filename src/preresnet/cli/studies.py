@@ -225,7 +225,7 @@ class Report:
 
     def run(self) -> int:
         """Write, and print where the page and its pictures are."""
-        from preresnet.study import page
+        from preresnet.report import page
 
         if not self.folders:
             raise UserError("no folder given; name one or more runs or studies")

@@ -18,7 +18,8 @@ from preresnet.model.describe import default_size
 from preresnet.model.network import Network, build
 from preresnet.paper.networks import network
 from preresnet.paper.recipes import recipe
-from preresnet.propagation import heatmaps, pictures, series, verdict
+from preresnet.pictures import canvas, depth, heatmaps
+from preresnet.propagation import series, verdict
 from preresnet.propagation.probe import probe
 from preresnet.recipe import STREAMED, DataName, DataSpec
 from preresnet.spec import UserError
@@ -114,10 +115,10 @@ def measure(names: Sequence[str], settings: Settings, report: Callable[[str], No
         out.mkdir(parents=True, exist_ok=True)
         (out / PROBE_FILE).write_text(json.dumps(series.short(result), indent=1) + "\n")
         titles = dict(zip(names, _titles(names), strict=True))
-        pictures.draw({titles[name]: one for name, one in found.items()}, out / PICTURE_FILE)
+        canvas.save(depth.draw_depth({titles[name]: one for name, one in found.items()}), out / PICTURE_FILE)
         probed = {titles[name]: lines for name in names if Path(name).is_dir() and (lines := watch.read(Path(name)))}
         if probed:
-            heatmaps.write(probed, out / SERIES_PICTURE)
+            canvas.save(heatmaps.draw_heatmaps(probed), out / SERIES_PICTURE)
     return result
 
 
@@ -146,9 +147,9 @@ def _open(name: str, settings: Settings) -> Subject:
     path, data = Path(name), settings.data
     if len(path.parts) > 1 and not path.exists():
         raise UserError(f"there is no run, weights file or specification {name}")
-    normalisation = None
+    normalisation = own = None
     if path.is_dir() or name.endswith(".safetensors"):
-        found = trained.open_weights(path)
+        own = found = trained.open_weights(path)
         model = found.model
         spec = found.data if data in ("auto", found.data.name) else None if data == "noise" else _images(data)
         if spec is found.data:
@@ -171,7 +172,7 @@ def _open(name: str, settings: Settings) -> Subject:
     _, channels = sets.shape(spec, settings.data_root)
     if channels != model.spec.in_channels:
         raise UserError(f"{name} takes images of {model.spec.in_channels} channels, {spec.name} has {channels}")
-    loaded = sets.load(spec, settings.data_root)
+    loaded = sets.load(spec, settings.data_root) if own is None else trained.load_set(own, spec, settings.data_root)
     if normalisation is None:
         normalisation = loaders.fit(loaded.train, spec)
     batches = loaders.training_batches(

@@ -11,7 +11,6 @@ from preresnet.data import augment, sets
 from preresnet.data.files import ImageFiles
 from preresnet.data.loaders import Batches, fit, fixed_batch, training_batches
 from preresnet.data.sets import Images
-from preresnet.kernels import native
 from preresnet.model import memory, weights
 from preresnet.model.network import Network, build
 from preresnet.recipe import Precision, Recipe
@@ -122,6 +121,7 @@ class Run:
             self.meter = Meter(self.progress)
             self.saved_step = self.progress.step
         self.log = RunLog(out, self.last_step, self.progress.step, self.progress.num_lines)
+        self.log.say(self.data.words())
         free = devices.free_bytes(self.device) / 2**30
         self.log.say(f"memory plan {self.plan}: {self.predicted_bytes / 2**30:.2f} GiB predicted, {free:.1f} GiB free")
 
@@ -183,12 +183,14 @@ def prepare(request: folder.Request, rank: int = 0, world_size: int = 1) -> Run:
     device = devices.choose(request.device)
     check_mechanisms(request.gpu, device)
     precision = devices.resolve(recipe.precision, device)
-    spec = folder.resolve_network(recipe, *sets.shape(recipe.data, request.data_root))
+    num_classes, in_channels = sets.shape(recipe.data, request.data_root)
+    known = trained.stored_classes(request.out) if request.resume else None
+    spec = folder.resolve_network(recipe, len(known or ()) or num_classes, in_channels)
     folder.check(request, spec)
     data = sets.load(recipe.data, request.data_root)
+    if known is not None:
+        data = trained.with_classes(data, known, request.data_root, whole=True)
     plan, predicted_bytes = _plan(request, spec, device, precision, world_size)
-    if device.type == "cpu":
-        native.keep_memory()
     torch.manual_seed(request.seed)
     model = _initial_model(request, spec, device, plan)
     return Run(

@@ -5,8 +5,9 @@ import time
 from contextlib import nullcontext
 from typing import Any
 
+from preresnet.pictures import canvas, curves
 from preresnet.signals import Signals
-from preresnet.train import curves, folder, runlog
+from preresnet.train import folder, runlog
 from preresnet.train.capture import TrainingStep, own_stream
 from preresnet.train.errors import InterruptedRunError, NotFiniteError, NotWrittenError
 from preresnet.train.evaluation import evaluate, result
@@ -106,6 +107,6 @@ def _finish(run: Run) -> dict[str, Any]:
     folder.write_text(request.out / folder.RESULT_FILE, json.dumps(found, indent=1) + "\n")
     name = request.name or run.recipe.network
     curve = curves.Curve(name, (curves.measured(runlog.read(request.out)),))
-    picture = curves.draw([curve], f"{name}, seed {request.seed}", run.data.split)
-    picture.savefig(request.out / folder.CURVE_FILE, dpi=200)
+    picture = curves.draw_curves([curve], f"{name}, seed {request.seed}", run.data.split)
+    canvas.save(picture, request.out / folder.CURVE_FILE, dpi=200)
     return found

@@ -11,9 +11,10 @@ import pydantic
 from preresnet.paper.recipes import recipe
 from preresnet.paper.tables import FAIL_PCT, printed
 from preresnet.recipe import Recipe
+from preresnet.report.content import Printed, Row, Run, Statistics, Study
 from preresnet.spec import UserError, explain, to_json
 from preresnet.study import statistics
-from preresnet.study.content import STUDY_FILE, Printed, Row, Run, Statistics, Study
+from preresnet.study.manifest import STUDY_FILE
 from preresnet.train import folder, runlog, watch
 
 _EVALUATION = ("split", "error_pct", "classes", "confusion", "calibration")  # of `inference.full_report`
