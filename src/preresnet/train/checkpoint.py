@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def not_written(path: Path, error: Exception) -> NotWrittenError:
     """A failure to write, in words."""
     reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
-    free = shutil.disk_usage(path.parent).free / 2**20
-    return NotWrittenError(f"{path} could not be written ({reason}; {free:,.0f} MiB are free there)")
+    with suppress(OSError):
+        reason += f"; {shutil.disk_usage(path.parent).free / 2**20:,.0f} MiB are free there"
+    return NotWrittenError(f"{path} could not be written ({reason})")
 
 
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ class InterruptedRunError(Exception):
 
 
 class NotFiniteError(Exception):
-    """The loss, or a weight, became infinite or not a number."""
+    """The loss, or a weight, became infinite or not a number. A lower learning rate or float32 may help."""
 
     exit_code = 1
 

@@ -21,7 +21,7 @@ from preresnet.paper.networks import network
 from preresnet.recipe import Precision, Recipe
 from preresnet.spec import NetSpec, UserError, from_json, to_json
 from preresnet.train.capture import Mechanism
-from preresnet.train.checkpoint import write_atomically
+from preresnet.train.checkpoint import not_written, write_atomically
 
 RECIPE_FILE, NETWORK_FILE, RUN_FILE, RESULT_FILE = "recipe.json", "network.json", "run.json", "result.json"
 EVALUATION_FILE = (
@@ -120,15 +120,20 @@ def hold(out: Path, wait_s: float = 0.0) -> Iterator[None]:
         wait_s: how long to wait for another process.
 
     Raises:
-        UserError: another process holds it, which is named.
+        UserError: another process holds it, which is named; or nobody may write there.
+        NotWrittenError: the disk is full, say.
     """
-    out.mkdir(parents=True, exist_ok=True)
     lock = FileLock((out / LOCK_FILE).resolve(), is_singleton=True)
     holder = out / HOLDER_FILE
     try:
+        out.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=wait_s)
     except Timeout:
         raise UserError(f"{out} is in use: {_holder(holder)}. Wait for it, end it, or give another --out") from None
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise UserError(f"{out} cannot be written to ({error.strerror}); give another --out") from None
+    except OSError as error:
+        raise not_written(out, error) from error
     try:
         if lock.lock_counter == 1:
             who = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}

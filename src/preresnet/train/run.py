@@ -165,7 +165,7 @@ class Run:
         """Where a run that failed can be taken up again."""
         if self.saved_step is None:
             return f"There is no checkpoint in {self.request.out} yet"
-        return f"The checkpoint of step {self.saved_step} in {self.request.out} stands"
+        return f"The checkpoint of step {self.saved_step} in {self.request.out} stands; --resume goes on from it"
 
 
 def prepare(request: folder.Request, rank: int = 0, world_size: int = 1) -> Run:

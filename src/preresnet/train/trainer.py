@@ -9,6 +9,7 @@ from preresnet.pictures import canvas, curves
 from preresnet.signals import Signals
 from preresnet.train import folder, runlog
 from preresnet.train.capture import TrainingStep, own_stream
+from preresnet.train.checkpoint import write_atomically
 from preresnet.train.errors import InterruptedRunError, NotFiniteError, NotWrittenError
 from preresnet.train.evaluation import evaluate, result
 from preresnet.train.optim import set_lr
@@ -40,16 +41,16 @@ def train(request: folder.Request, watch: Watch | None = None) -> dict[str, Any]
         run.open()
         try:
             _loop(run, watch, signals)
+            return _finish(run)
         except (NotFiniteError, NotWrittenError) as error:
             raise type(error)(f"{error}. {run.what_stands()}") from error.__cause__
         except InterruptedRunError:
             raise
         except Exception:
-            run.log.say(f"{run.what_stands()}; --resume goes on from there")
+            run.log.say(run.what_stands())
             raise
         finally:
             run.log.close()
-        return _finish(run)
 
 
 def _loop(run: Run, watch: Watch | None, signals: Signals) -> None:
@@ -108,5 +109,6 @@ def _finish(run: Run) -> dict[str, Any]:
     name = request.name or run.recipe.network
     curve = curves.Curve(name, (curves.measured(runlog.read(request.out)),))
     picture = curves.draw_curves([curve], f"{name}, seed {request.seed}", run.data.split)
-    canvas.save(picture, request.out / folder.CURVE_FILE, dpi=200)
+    image = canvas.encoded(picture, "png", dpi=200)
+    write_atomically(request.out / folder.CURVE_FILE, lambda partial: partial.write_bytes(image))
     return found
