@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+STOPPED = "the run stopped; a lower learning rate or float32 may help"
+
 
 class InterruptedRunError(Exception):
     """A signal ended a run after its checkpoint was saved."""
@@ -12,7 +14,7 @@ class InterruptedRunError(Exception):
 
 
 class NotFiniteError(Exception):
-    """The loss, or a weight, became infinite or not a number. A lower learning rate or float32 may help."""
+    """The loss, or a weight, became infinite or not a number."""
 
     exit_code = 1
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from preresnet.train.errors import NotFiniteError
+from preresnet.train.errors import STOPPED, NotFiniteError
 
 
 @dataclass
@@ -117,7 +117,7 @@ class Meter:
         if not losses.isfinite().all():
             bad = int((~losses.isfinite()).nonzero()[0])
             step = progress.step - len(losses) + bad + 1
-            raise NotFiniteError(f"the loss was {losses[bad].item()} at step {step}; the run stopped")
+            raise NotFiniteError(f"the loss was {losses[bad].item()} at step {step}; {STOPPED}")
         for loss in losses.tolist():  # one after the other: the sum is the same wherever a run was cut
             sums.loss += loss
         sums.wrong += wrong

@@ -17,7 +17,7 @@ from preresnet.recipe import Precision, Recipe
 from preresnet.spec import NetSpec
 from preresnet.train import checkpoint, folder
 from preresnet.train.capture import check_mechanisms, choose_passes
-from preresnet.train.errors import NotFiniteError
+from preresnet.train.errors import STOPPED, NotFiniteError
 from preresnet.train.optim import sgd
 from preresnet.train.progress import Meter, Progress, SinceLine
 from preresnet.train.runlog import RunLog
@@ -154,7 +154,7 @@ class Run:
         self.meter.collect()
         out, step = self.request.out, self.progress.step
         if not all(bool(tensor.isfinite().all()) for tensor in self.model.parameters()):
-            raise NotFiniteError(f"a weight was infinite or not a number at step {step}; the run stopped")
+            raise NotFiniteError(f"a weight was infinite or not a number at step {step}; {STOPPED}")
         self.progress.num_lines = self.log.num_lines
         checkpoint.save(out, self.model, self.optimizer, self.progress.as_dict())
         self.saved_step = step
