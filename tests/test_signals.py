@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+from preresnet import signals
 from preresnet.cli import main
 from preresnet.recipe import DataSpec, Recipe, Schedule
 from preresnet.spec import to_json
@@ -85,6 +86,31 @@ def recipe_file(folder: Path, steps: int = 20_000) -> str:
 def children(process: subprocess.Popen[str]) -> list[int]:
     found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return [pid for pid in map(int, found) if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+def test_two_signals_at_once_are_one_and_a_later_one_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped: list[bool] = []
+    with signals.Signals(stopped.append) as noted:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stopped == [False]
+        monkeypatch.setattr(signals, "SAME_S", 0.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stopped == [False, True]
+    assert noted.received == signal.SIGTERM
+
+
+def test_a_later_signal_does_what_it_would_have_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "SAME_S", 0.0)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with signals.Signals():
+            os.kill(os.getpid(), signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="processes are listed in /proc")

@@ -29,7 +29,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with open(partial, "r+b") as file:  # Windows synchronises only what may be written
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch makes a RuntimeError of a full disk
+    except (OSError, SafetensorError) as error:
+        raise not_written(path, error) from error
+    except RuntimeError as error:
+        if "inline_container" not in str(error):  # torch's writer of files, for which a full disk is a RuntimeError
+            raise
         raise not_written(path, error) from error
     finally:
         partial.unlink(missing_ok=True)

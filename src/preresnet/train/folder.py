@@ -91,7 +91,7 @@ def check(request: Request, spec: NetSpec) -> None:
     out = request.out
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; give another --out")
-    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    found = {path.name for path in out.iterdir() if path.suffix != ".partial"} if out.is_dir() else set()
     if found <= {RUN_FILE, NETWORK_FILE, LOCK_FILE, HOLDER_FILE}:  # new, or killed before `claim` was done
         return
     if RECIPE_FILE not in found:
