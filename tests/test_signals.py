@@ -102,13 +102,17 @@ def test_two_signals_at_once_are_one_and_a_later_one_is_another(monkeypatch: pyt
 
 def test_a_later_signal_does_what_it_would_have_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "SAME_S", 0.0)
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)  # handlers run between two statements
+
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with signals.Signals():
-            os.kill(os.getpid(), signal.SIGINT)
+            interrupt()
             with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(1)
+                interrupt()
     finally:
         signal.signal(signal.SIGINT, before)
 
