@@ -15,8 +15,10 @@ from preresnet import display
 from preresnet.cli import main
 from preresnet.data import crops, files, sets, streaming
 from preresnet.data.streaming import FileBatches
+from preresnet.paper.networks import network
 from preresnet.paper.studies import study
-from preresnet.recipe import DataSpec, Recipe, Schedule
+from preresnet.recipe import DATA_SETS, ImagesInFiles, Milestones, Recipe
+from preresnet.spec import Dialect
 from preresnet.study import entries, plan
 from preresnet.study.plan import run_folder
 from preresnet.study.reproduce import Settings, reproduce
@@ -24,15 +26,13 @@ from preresnet.train import trainer
 from preresnet.train.folder import Request
 
 NAMES = ("ant", "bee", "cow")
-SPEC = DataSpec(
+SPEC = ImagesInFiles(
     name="folder",
     image_size=32,
-    normalise="channel_mean_std",
     augment="scale",
     shorter_side=(36, 68),
     test_crops=(46, 32),
     test_sides=(46, 36),
-    pad=0,
 )
 ASPECT = replace(SPEC, augment="aspect")
 
@@ -94,14 +94,14 @@ def test_what_is_wrong_with_a_folder_is_said(photos: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"pad": 4}, "pad=4"),
-        ({"augment": "pad"}, "augment=pad"),
-        ({"normalise": "per_pixel_mean"}, "normalise=per_pixel_mean"),
+        ({"pad": 4}, "pad"),
+        ({"augment": "pad"}, "augment"),
+        ({"normalise": "per_pixel_mean"}, "normalise"),
         ({"test_crops": ()}, r"test_crops=\(\)"),
         ({"test_crops": (32,)}, "a side for each"),
         ({"test_crops": (50, 32)}, "do not fit"),
         ({"shorter_side": (20, 40)}, "shorter_side"),
-        ({"name": "cifar10"}, "augment=scale is for image files"),
+        ({"name": "cifar10"}, "'imagenet' or 'folder'"),
     ],
 )
 def test_fields_that_do_not_go_with_image_files(change: dict[str, object], words: str) -> None:
@@ -215,7 +215,7 @@ def test_a_broken_file_is_named(photos: Path, tmp_path: Path) -> None:
 RECIPE = Recipe(
     network="resnet8-preact",
     data=SPEC,
-    schedule=Schedule(steps=36, lr=0.02, milestones=(24,), warmup_steps=0),
+    schedule=Milestones(steps=36, lr=0.02, milestones=(24,), warmup_steps=0),
     global_batch=12,
     log_every=4,
     eval_every=12,
@@ -250,9 +250,14 @@ def test_the_recipe_of_table_5() -> None:
     assert [recipe.schedule.at(step) for step in (0, 30 * epoch - 1)] == [0.1, 0.1]  # no warm-up
     assert recipe.schedule.at(30 * epoch) == pytest.approx(0.01)
     assert recipe.schedule.at(60 * epoch) == pytest.approx(0.001)
-    assert (recipe.data.augment, recipe.data.shorter_side, recipe.data.test_crops) == ("scale", (256, 480), (320, 224))
+    assert recipe.data == ImagesInFiles(
+        name="imagenet", image_size=224, augment="scale", shorter_side=(256, 480), test_crops=(320, 224)
+    )
     dagger = preresnet.recipe("imagenet/resnet200-preact-aspect")
-    assert (dagger.data.augment, dagger.optim.nesterov) == ("aspect", True)
+    assert (dagger.data, dagger.optim.nesterov) == (replace(recipe.data, augment="aspect"), True)
+    assert network(dagger.network) == replace(
+        network("resnet200-preact"), dialect=Dialect(dimension_change="projection", stride_position="spatial")
+    )  # preresnet.lua strides in the 3x3
     with pytest.raises(ValueError, match="resnet110-preact is a network for CIFAR"):
         preresnet.recipe("imagenet/resnet110-preact")
 
@@ -260,7 +265,7 @@ def test_the_recipe_of_table_5() -> None:
 def test_table_5_is_run_and_its_first_two_rows_test_one_run(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(files.CLASSES, "imagenet", len(NAMES))
+    monkeypatch.setitem(DATA_SETS, "imagenet", replace(DATA_SETS["imagenet"], classes=len(NAMES)))
     made = plan.of_paper(study("table5"), ("*152-original*",), plan.parse_scale("steps=8,batch=3,depth=18"))
     small = replace(SPEC, name="imagenet", test_crops=(320, 224), test_sides=(320, 256))
     rows = tuple(replace(row, recipe=replace(row.recipe, data=small, network="resnet18-original")) for row in made.rows)

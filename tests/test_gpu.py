@@ -12,7 +12,7 @@ import preresnet
 from preresnet import device as devices
 from preresnet.data.loaders import TrainingBatches
 from preresnet.model.network import set_fused
-from preresnet.recipe import Precision, Schedule
+from preresnet.recipe import Milestones, Precision
 from preresnet.train.capture import Mechanism, TrainingStep, own_stream
 from preresnet.train.folder import Request
 from preresnet.train.optim import set_lr, sgd, update
@@ -107,7 +107,7 @@ def test_auto_precision_trains_digits(tmp_path: Path, gpu: tuple[Mechanism, ...]
 
 def test_a_gpu_run_resumes_with_and_without_mechanisms(tmp_path: Path) -> None:
     recipe = preresnet.recipe("digits/resnet20-preact")
-    recipe = replace(recipe, schedule=Schedule(steps=20, warmup_steps=0), save_every=10, eval_every=10)
+    recipe = replace(recipe, schedule=Milestones(steps=20, warmup_steps=0), save_every=10, eval_every=10)
     at = TrainingBatches.at
     for gpu, stop in zip((MECHANISMS[3], MECHANISMS[0], MECHANISMS[4]), (12, 15, 99), strict=True):
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from preresnet import signals
 from preresnet.cli import main
-from preresnet.recipe import DataSpec, Recipe, Schedule
+from preresnet.recipe import ImagesInFiles, Milestones, Recipe
 from preresnet.spec import to_json
 from preresnet.train import runlog
 
@@ -31,17 +31,10 @@ SIGNALS = [number for number in NUMBERS if signal.getsignal(number) is not signa
 
 RECIPE = Recipe(
     network="resnet8-preact",
-    data=DataSpec(
-        name="folder",
-        image_size=16,
-        normalise="channel_mean_std",
-        augment="scale",
-        shorter_side=(18, 24),
-        test_crops=(16,),
-        test_sides=(18,),
-        pad=0,
+    data=ImagesInFiles(
+        name="folder", image_size=16, augment="scale", shorter_side=(18, 24), test_crops=(16,), test_sides=(18,)
     ),
-    schedule=Schedule(steps=20_000, lr=0.02, milestones=(), warmup_steps=0),
+    schedule=Milestones(steps=20_000, lr=0.02, milestones=(), warmup_steps=0),
     global_batch=4,
     precision="float32",
     log_every=5,

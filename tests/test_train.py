@@ -20,7 +20,7 @@ from preresnet import inference
 from preresnet.cli import main
 from preresnet.data.loaders import TrainingBatches
 from preresnet.model import memory
-from preresnet.recipe import Optim, Recipe, Schedule
+from preresnet.recipe import SGD, Milestones, Muon, OneCycle, Recipe
 from preresnet.spec import from_json, to_json
 from preresnet.train import checkpoint, progress, runlog, trainer
 from preresnet.train.folder import Request
@@ -318,12 +318,12 @@ def test_a_terminal_that_is_gone_does_not_end_a_run(tmp_path: Path, monkeypatch:
             raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(sys, "stderr", Gone())
-    result = train(Request(small(schedule=Schedule(steps=6, warmup_steps=0)), tmp_path / "run"))
+    result = train(Request(small(schedule=Milestones(steps=6, warmup_steps=0)), tmp_path / "run"))
     assert result["steps"] == 6
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    recipe = small(schedule=Schedule(steps=2, lr=0.1, warmup_steps=0), save_every=1)
+    recipe = small(schedule=Milestones(steps=2, lr=0.1, warmup_steps=0), save_every=1)
     train(Request(recipe, tmp_path / "run"))
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"half a checkpo")
     with pytest.raises(ValueError, match=r"cannot resume from .*checkpoint\.pt"):
@@ -332,7 +332,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     # The second update multiplies weights by about 1e30; the loss of step 10 or so overflows.
-    recipe = small(schedule=Schedule(steps=40, lr=1e30, warmup_lr=0.01, warmup_steps=8, milestones=()), save_every=4)
+    recipe = small(schedule=Milestones(steps=40, lr=1e30, warmup_lr=0.01, warmup_steps=8, milestones=()), save_every=4)
     words = r"the loss was (nan|inf) at step (9|10); the run stopped; .*\. The checkpoint of step 8 in .* stands"
     with pytest.raises(trainer.NotFiniteError, match=words):
         train(Request(recipe, tmp_path / "run"))
@@ -342,7 +342,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_before_the_first_checkpoint_promises_none(tmp_path: Path) -> None:
-    recipe = small(schedule=Schedule(steps=40, lr=1e30, milestones=(), warmup_steps=0))
+    recipe = small(schedule=Milestones(steps=40, lr=1e30, milestones=(), warmup_steps=0))
     with pytest.raises(trainer.NotFiniteError, match=r"the run stopped; .*\. There is no checkpoint in .* yet"):
         train(Request(recipe, tmp_path / "run"))
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
@@ -350,7 +350,7 @@ def test_a_loss_that_is_not_finite_before_the_first_checkpoint_promises_none(tmp
 
 def test_a_checkpoint_never_holds_weights_that_are_not_finite(tmp_path: Path) -> None:
     """The ninth update overflows, its loss, computed before, does not."""
-    recipe = small(schedule=Schedule(steps=40, lr=1e39, warmup_lr=0.01, warmup_steps=8, milestones=()), save_every=1)
+    recipe = small(schedule=Milestones(steps=40, lr=1e39, warmup_lr=0.01, warmup_steps=8, milestones=()), save_every=1)
     with pytest.raises(trainer.NotFiniteError, match=r"a weight was .* at step 9; .* The checkpoint of step 8 in"):
         train(Request(recipe, tmp_path / "run"))
     kept = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
@@ -358,7 +358,7 @@ def test_a_checkpoint_never_holds_weights_that_are_not_finite(tmp_path: Path) ->
 
 
 def test_a_holdout_run_never_evaluates_on_the_test_set(tmp_path: Path) -> None:
-    recipe = small(schedule=Schedule(steps=4, warmup_steps=0))
+    recipe = small(schedule=Milestones(steps=4, warmup_steps=0))
     result = train(Request(replace(recipe, data=replace(recipe.data, holdout=100)), tmp_path / "run"))
     assert (result["split"], result["num_images"]) == ("holdout", 100)
     assert "best_error_pct_chosen_on_holdout" in result
@@ -370,7 +370,7 @@ def test_the_network_may_come_from_a_file(tmp_path: Path) -> None:
     spec = network("resnet8-preact")
     spec = replace(spec, dialect=replace(spec.dialect, norm_eps=1e-3))
     (tmp_path / "net.json").write_text(json.dumps({"spec": json.loads(to_json(spec))}))
-    recipe = small(network=str(tmp_path / "net.json"), schedule=Schedule(steps=1, warmup_steps=0))
+    recipe = small(network=str(tmp_path / "net.json"), schedule=Milestones(steps=1, warmup_steps=0))
     train(Request(recipe, tmp_path / "run"))
     model = preresnet.load(tmp_path / "run")
     assert model.spec.dialect.norm_eps == 1e-3
@@ -378,7 +378,7 @@ def test_the_network_may_come_from_a_file(tmp_path: Path) -> None:
 
 
 def test_the_recipe_learns(tmp_path: Path) -> None:
-    recipe = small(network="resnet8-preact", schedule=Schedule(steps=150, lr=0.2, shape="one_cycle", warmup_steps=30))
+    recipe = small(network="resnet8-preact", schedule=OneCycle(steps=150, lr=0.2, warmup_steps=30))
     result = train(Request(replace(recipe, global_batch=64), tmp_path / "run"))
     assert result["error_pct"] < 15  # chance is 90
 
@@ -393,7 +393,7 @@ def test_parts_of_a_batch_add_up_to_its_mean_gradient() -> None:
     losses, weights = [], []
     for norm_batch in (None, 2):
         model = linear_model()
-        optimizer = sgd(model, Optim())
+        optimizer = sgd(model, SGD())
         set_lr(optimizer, 0.1)
         losses.append(update(model, optimizer, x, y, norm_batch, "float32")[0])
         weights.append(model[1].weight.detach())  # type: ignore[index]
@@ -406,7 +406,7 @@ def test_parts_of_a_batch_move_running_statistics_once(momentum: float, norm_bat
     """(1 - m) old + m times the mean over the parts, by hand, over two updates; 3 of 8 leaves a smaller last part."""
     norm = nn.BatchNorm2d(3, momentum=momentum)
     model = nn.Sequential(norm, nn.Flatten(), nn.Linear(12, 4)).double()
-    optimizer, y = sgd(model, Optim()), torch.arange(8) % 4
+    optimizer, y = sgd(model, SGD()), torch.arange(8) % 4
     mean, var = torch.zeros(3).double(), torch.ones(3).double()
     for _ in range(2):
         x = torch.randn(8, 3, 2, 2).double() + 3
@@ -431,7 +431,7 @@ def test_parts_move_the_statistics_of_a_network_once(plan: memory.Plan) -> None:
     x, y = torch.randn(8, 3, 8, 8), torch.arange(8) % 4
     with torch.no_grad():
         expected = 0.1 * torch.stack([model.stem(part).mean((0, 2, 3)) for part in x.split(2)]).mean(0)
-    update(model, sgd(model, Optim()), x, y, 2, "float32")
+    update(model, sgd(model, SGD()), x, y, 2, "float32")
     found = model.state_dict()
     torch.testing.assert_close(found["stages.0.units.0.pre.running_mean"], expected)
     assert {int(value) for name, value in found.items() if name.endswith("num_batches_tracked")} == {1}
@@ -440,7 +440,7 @@ def test_parts_move_the_statistics_of_a_network_once(plan: memory.Plan) -> None:
 def test_sgd_is_the_papers_update() -> None:
     """v = m v + (g + d w); w = w - lr v, by hand over three steps."""
     model = linear_model()
-    optimizer = sgd(model, Optim(momentum=0.9, weight_decay=0.01))
+    optimizer = sgd(model, SGD(momentum=0.9, weight_decay=0.01))
     weight = model[1].weight.detach().clone()  # type: ignore[index]
     velocity = torch.zeros_like(weight)
     x, y = torch.randn(8, 3, 2, 2).double(), torch.arange(8) % 4
@@ -454,16 +454,16 @@ def test_sgd_is_the_papers_update() -> None:
 
 def test_decay_can_leave_norms_and_biases_alone() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 4))
-    groups = sgd(model, Optim(decay_all=False)).param_groups
+    groups = sgd(model, SGD(decay_all=False)).param_groups
     assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [(1, 1e-4), (3, 0.0)]
-    assert len(sgd(model, Optim()).param_groups) == 1
+    assert len(sgd(model, SGD()).param_groups) == 1
 
 
 def test_orthogonal_steps_turn_all_directions_alike_and_keep_the_norm() -> None:
     torch.manual_seed(0)
     convolutions = nn.Conv2d(6, 4, 3, bias=False), nn.Conv2d(4, 4, 3, bias=False)
     model = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(16, 4))
-    optimizer = sgd(model, Optim(momentum=0.9, nesterov=True, weight_decay=0.0, orthogonal_scale=0.25))
+    optimizer = sgd(model, Muon(momentum=0.9, nesterov=True, weight_decay=0.0, orthogonal_scale=0.25))
     set_lr(optimizer, 0.4)
     kernels = [convolution.weight for convolution in convolutions]
     x, y = torch.randn(8, 6, 6, 6), torch.arange(8) % 4
@@ -478,7 +478,7 @@ def test_orthogonal_steps_turn_all_directions_alike_and_keep_the_norm() -> None:
 
 
 def test_orthogonal_steps_are_resumed_too(tmp_path: Path) -> None:
-    recipe = small(optim=Optim(nesterov=True, orthogonal_scale=0.25))
+    recipe = small(optim=Muon(nesterov=True, orthogonal_scale=0.25))
     train(Request(recipe, tmp_path / "whole"))
 
     class StopError(Exception):
@@ -500,7 +500,7 @@ def test_orthogonal_steps_are_resumed_too(tmp_path: Path) -> None:
 
 
 def test_random_state_of_the_caller_is_not_the_runs(tmp_path: Path) -> None:
-    recipe = small(schedule=Schedule(steps=3, warmup_steps=0))
+    recipe = small(schedule=Milestones(steps=3, warmup_steps=0))
     torch.manual_seed(1)
     train(Request(recipe, tmp_path / "one"))
     torch.manual_seed(2)

@@ -18,7 +18,7 @@ import preresnet.device as devices
 from preresnet import inference
 from preresnet.model import memory
 from preresnet.model.network import build, set_fused
-from preresnet.recipe import Optim, Precision
+from preresnet.recipe import SGD, Precision
 from preresnet.spec import NetSpec, from_json
 from preresnet.train.capture import EAGER_STEPS, Mechanism, TrainingStep, own_stream
 from preresnet.train.optim import set_lr, sgd
@@ -173,7 +173,7 @@ def _ours(job: Job, x: Tensor, y: Tensor) -> Callable[[], object]:
             return lambda: answer(x)
         return _answering(model, model, x, job.precision)
     memory.set_plan(model, job.plan)
-    optimizer = sgd(model, Optim())
+    optimizer = sgd(model, SGD())
     set_lr(optimizer, LR)
     step = TrainingStep(model, optimizer, None, job.precision, job.gpu)
     return lambda: step(x, y)

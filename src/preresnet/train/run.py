@@ -91,15 +91,13 @@ class Run:
 
     def batches(self) -> Batches:
         """What training sees, as a function of the step."""
-        data = self.recipe.data
-        small_steps = int(data.small_share * self.last_step) if data.small_size else 0
         return training_batches(
             self.train_images,
-            data,
+            self.recipe.data,
             self.normalisation,
             self.recipe.global_batch,
             self.request.seed,
-            small_steps,
+            self.recipe.small_steps,
             self.request.workers,
         )
 
