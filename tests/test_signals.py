@@ -131,7 +131,7 @@ def test_a_signal_to_the_group_saves(photos: Path, tmp_path: Path, number: signa
     assert f"stopped at step {step}" in said
 
 
-def test_a_stopped_run_goes_on_and_its_last_words_work_as_printed(
+def test_the_commands_that_training_prints_work_as_they_stand(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "-a [run]"

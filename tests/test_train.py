@@ -218,7 +218,7 @@ def test_a_signal_saves_says_where_and_exits(
     slow = (
         "import sys, time; from preresnet.data.loaders import TrainingBatches; from preresnet.cli import main\n"
         "at = TrainingBatches.at\n"
-        "TrainingBatches.at = lambda self, step: (time.sleep(0.2), at(self, step))[1]\n"
+        "TrainingBatches.at = lambda self, step: (time.sleep(0.6), at(self, step))[1]\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     process = subprocess.Popen(
