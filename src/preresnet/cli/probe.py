@@ -1,4 +1,4 @@
-"""What does the command about signal and gradient take, do and print?"""
+"""The command `preresnet probe`: its options, and what it prints."""
 
 import json
 from dataclasses import dataclass

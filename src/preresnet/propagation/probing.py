@@ -1,4 +1,4 @@
-"""How do names of networks and runs become probes, with images, files and pictures?"""
+"""Probes of networks and runs by name: what the command does, with images, files and pictures."""
 
 import json
 import platform
@@ -78,7 +78,7 @@ def measure(names: Sequence[str], settings: Settings, report: Callable[[str], No
         `preresnet.propagation.probe.Probe.as_dict` gives, with ``verdict`` where it was asked for.
 
     Raises:
-        ValueError: bad input; nothing was written.
+        UserError: bad input; nothing was written.
     """
     out, found = settings.out, {}
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -146,10 +146,10 @@ def _open(name: str, settings: Settings) -> Subject:
     path, data = Path(name), settings.data
     if len(path.parts) > 1 and not path.exists():
         raise UserError(f"there is no run, weights file or specification {name}")
-    normalisation = None
+    normalisation, known = None, None
     if path.is_dir() or name.endswith(".safetensors"):
         found = trained.open_weights(path)
-        model = found.model
+        model, known = found.model, found.classes
         spec = found.data if data in ("auto", found.data.name) else None if data == "noise" else _images(data)
         if spec is found.data:
             normalisation = found.normalisation
@@ -172,12 +172,29 @@ def _open(name: str, settings: Settings) -> Subject:
     if channels != model.spec.in_channels:
         raise UserError(f"{name} takes images of {model.spec.in_channels} channels, {spec.name} has {channels}")
     loaded = sets.load(spec, settings.data_root)
+    labels = None if known is None else _labels(name, known, spec.name, loaded.classes)
     if normalisation is None:
         normalisation = loaders.fit(loaded.train, spec)
     batches = loaders.training_batches(
         loaded.train, spec, normalisation, settings.batch, settings.seed, workers=0 if settings.batches == 1 else None
     )
-    return Subject(model, spec.name, lambda count: [batches.at(step) for step in range(count)])
+
+    def first(count: int) -> list[tuple[Tensor, Tensor]]:
+        found = [batches.at(step) for step in range(count)]
+        return found if labels is None else [(x, labels[y]) for x, y in found]
+
+    return Subject(model, spec.name, first)
+
+
+def _labels(name: str, known: Sequence[str], data: str, classes: Sequence[str]) -> Tensor:
+    """For each class of a data set, which output of a trained network stands for it."""
+    for one in classes:
+        if one not in known:
+            raise UserError(
+                f"{data} has a class {one!r}, which {name} was not trained on (it knows {', '.join(known[:5])}"
+                f"{', ...' if len(known) > 5 else ''}); give the data that it was trained on, or --data noise"
+            )
+    return torch.tensor([known.index(one) for one in classes])
 
 
 def _images(data: DataName) -> DataSpec:

@@ -1,4 +1,4 @@
-"""What does a probe along training measure, and how does the series look?"""
+"""Probes along training: what each of them keeps, and the picture of the series."""
 
 from pathlib import Path
 from typing import Any, Literal
