@@ -13,7 +13,7 @@ from preresnet.cli.options import command_line
 
 
 @dataclass(frozen=True)
-class Probe:
+class ProbeCommand:
     """Measure how signal and gradient travel through a network, and say whether it will train.
 
     Norms use the statistics of the batch, as in training. Without --out, --json or --verdict, a table along depth.
