@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -18,7 +17,8 @@ import preresnet
 from preresnet.cli import main
 from preresnet.data import loaders, sets
 from preresnet.data.loaders import TrainingBatches
-from preresnet.propagation import heatmaps, pictures, probing, series, verdict
+from preresnet.pictures import canvas, depth, heatmaps
+from preresnet.propagation import series, verdict
 from preresnet.propagation.probe import Probe, probe
 from preresnet.recipe import Recipe
 from preresnet.spec import UserError
@@ -258,8 +258,9 @@ def test_runs_of_one_name_are_told_apart(run: Path, tmp_path: Path, monkeypatch:
     for place in ("a", "b"):
         shutil.copytree(run, tmp_path / place / "seed0")
     drawn: list[list[str]] = []
-    monkeypatch.setattr(pictures, "draw", lambda probes, path: drawn.append(list(probes)))
-    monkeypatch.setattr(heatmaps, "write", lambda runs, path: drawn.append(list(runs)))
+    monkeypatch.setattr(depth, "draw_depth", lambda probes: drawn.append(list(probes)))
+    monkeypatch.setattr(heatmaps, "draw_heatmaps", lambda runs: drawn.append(list(runs)))
+    monkeypatch.setattr(canvas, "save", lambda figure, path: None)
     names = [str(tmp_path / place / "seed0") for place in ("a", "b")]
     assert call("probe", names[0], "--against", names[1], "--out", str(tmp_path / "out"), "--batch", "4") == 0
     assert drawn == [names, names]
@@ -282,26 +283,23 @@ def test_bad_input_of_the_command(run: Path, capsys: pytest.CaptureFixture[str])
 
 def test_svg_and_other_pictures(tmp_path: Path) -> None:
     found = probe(preresnet.create_model("resnet8-plain", seed=0), torch.randn(3, 3, 8, 8)).as_dict()
-    pictures.draw({"plain": found}, tmp_path / "a.svg")
+    canvas.save(depth.draw_depth({"plain": found}), tmp_path / "a.svg")
     assert (tmp_path / "a.svg").read_text().lstrip().startswith("<?xml")
-    lines: tuple[pictures.Line, ...] = ("signal", "activation", "factor", "product", "straight", "gradient")
-    pictures.draw_lines({"plain": found}, lines, tmp_path / "b.png")
+    quantities: tuple[depth.Quantity, ...] = ("signal", "activation", "factor", "product", "straight", "gradient")
+    canvas.save(depth.draw_lines({"plain": found}, quantities), tmp_path / "b.png")
     runs = [{"first": "stages.0.units.0", "from_first": [1e-8, 1e-7, None]}]
-    pictures.draw_pairs({"one": runs, "two": runs}, tmp_path / "d.png")
+    canvas.save(depth.draw_pairs({"one": runs, "two": runs}), tmp_path / "d.png")
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("a.svg", "b.png", "d.png"))
     with pytest.raises(ValueError, match=r"a picture is .png or .svg"):
-        pictures.draw({"plain": found}, tmp_path / "a.pdf")
+        canvas.save(depth.draw_depth({"plain": found}), tmp_path / "a.pdf")
     with pytest.raises(ValueError, match="nothing was probed in this run"):
-        heatmaps.write({"run": []}, tmp_path / "c.png")
+        heatmaps.draw_heatmaps({"run": []})
 
 
-def test_a_colour_means_one_thing_in_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+def test_a_colour_means_one_thing_in_all_rows() -> None:
     found = probe(preresnet.create_model("resnet8-original", seed=0), torch.randn(3, 3, 8, 8)).as_dict()
-    pictures.draw({"one": found, "two": found}, tmp_path / "a.png")
     meanings: dict[tuple[float, ...], set[str]] = {}
-    for axis in drawn[0].axes:
+    for axis in depth.draw_depth({"one": found, "two": found}).axes:
         assert axis.get_xlim() == (0.5, 4.5)  # 3 units from 1, and the end
         for line in axis.get_lines():
             if not str(line.get_label()).startswith("_"):  # boundaries of stages have no name
@@ -309,14 +307,6 @@ def test_a_colour_means_one_thing_in_all_rows(tmp_path: Path, monkeypatch: pytes
                 meanings.setdefault(to_rgb(line.get_color()), set()).add(thing)
     assert len(meanings) == 10
     assert all(len(things) == 1 for things in meanings.values()), meanings
-
-
-def test_labels_of_a_data_set_go_by_name() -> None:
-    assert probing._labels("a run", ("cat", "dog", "owl"), "folder", ("owl", "cat")).tolist() == [2, 0]
-    with pytest.raises(
-        UserError, match=r"folder has a class 'bee', which a run was not trained on \(it knows cat, dog\)"
-    ):
-        probing._labels("a run", ("cat", "dog"), "folder", ("bee", "cat"))
 
 
 # --- the verdict ---------------------------------------------------------------------------------------------------
