@@ -320,7 +320,7 @@ COMMANDS: dict[str, type] = {
     "train": Train,
     "evaluate": Evaluate,
     "predict": Predict,
-    "probe": probe.Probe,
+    "probe": probe.ProbeCommand,
     "bench": Bench,
     "reproduce": studies.Reproduce,
     "sweep": studies.Sweep,
