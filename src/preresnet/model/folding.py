@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from preresnet.kernels import passes
 from preresnet.model.network import Network, Stage
 from preresnet.model.preactivation import Norm, is_map
-from preresnet.model.shortcuts import Gate, IdentityJoin, Projection
+from preresnet.model.shortcuts import Gate, IdentityJoin, Projection, SameConv2d, same_border
 from preresnet.model.units import ResidualUnit
 
 
@@ -37,6 +37,7 @@ class FoldedConv(nn.Module):
             scale, shift = affine(norm)
             weight, bias = weight * scale.view(-1, 1, 1, 1), bias * scale + shift
             self.relu = norm.relu
+        self.same = isinstance(conv, SameConv2d)  # the border that it adds depends on what it gets
         self.settings: list[Any] = [list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups]
         self.weight = nn.Parameter(weight.to(dtype).contiguous(memory_format=torch.channels_last), requires_grad=False)
         self.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
@@ -44,6 +45,8 @@ class FoldedConv(nn.Module):
 
     def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
         """(n, c_in, h, w), and what is added to the result -> (n, c_out, h / s, w / s)."""
+        if self.same:
+            x = F.pad(x, same_border(x.shape[2:], self.weight.shape[2], self.settings[0][0]))
         if not _has_onednn(x):
             y = F.conv2d(x, self.weight, self.bias, *self.settings)
             y = F.relu_(y) if self.relu else y
