@@ -292,7 +292,7 @@ def keras(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     keras = pytest.importorskip("keras")
     if keras.backend.backend() != "torch":
         pytest.skip(f"Keras runs on {keras.backend.backend()}; this test needs its torch backend")
-    from keras.src.backend.common import dtypes
+    from keras.src.backend.common import dtypes  # pyright: ignore[reportMissingImports]
 
     monkeypatch.setitem(dtypes.BIT64_TO_BIT32_DTYPE, "float64", "float64")  # float32 but under TensorFlow
     yield keras

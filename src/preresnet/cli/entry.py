@@ -1,9 +1,11 @@
-"""What does each command about one network or run take, do and print, and how is a command line read?"""
+"""The commands about one network or run, and how a command line is read."""
 
+import io
 import json
 import os
-import re
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,11 +13,13 @@ from typing import Annotated, Any, Literal
 import pydantic
 import tyro
 from rich.console import Console
-from tyro.conf import Positional, arg
+from tyro.conf import AvoidSubcommands, Positional, arg
 
 from preresnet import display
-from preresnet.cli import probe, studies
-from preresnet.cli.options import PROGRAM, command_line, is_file, read_recipe
+from preresnet.changes import PARTS, changed
+from preresnet.cli import options, probe, studies
+from preresnet.cli.options import PROGRAM, command_line, is_file, shown
+from preresnet.fields import members
 from preresnet.paper.networks import network
 from preresnet.paper.recipes import recipe
 from preresnet.recipe import Precision, Recipe
@@ -103,7 +107,10 @@ class Train:
     probe_every: int | Literal["auto"] | None = None
     """Probe the network every N steps, into probe.jsonl and probe.png of the run; the result stays the same. auto: as
     often as 3 % of the run's time allow, 100 times at most."""
-    recipe: Annotated[Recipe, arg(name="")] = ANY_RECIPE
+    gpu: tuple[Literal["compiled", "capture", "tensor-lr"], ...] = ()
+    """On a CUDA device, beyond PyTorch's own operations: compiled, fused passes; capture, whole steps as CUDA graphs;
+    tensor-lr, the learning rate on the device, which capture needs."""
+    recipe: AvoidSubcommands[Annotated[Recipe, arg(name="")]] = ANY_RECIPE
 
     def run(self) -> int:
         """Train, and print where the run and its results are."""
@@ -122,20 +129,21 @@ class Train:
             resume=self.resume,
             memory=self.memory,
             workers=self.workers,
+            gpu=self.gpu,
             name=self.name,
             command=command_line(),
         )
         result = series.train(request, self.probe_every)
-        words = Console(highlight=False, soft_wrap=True)
-        words.print(
+        Console(highlight=False, soft_wrap=True).print(
             f"[bold]{result['split']} error {result['error_pct']:.2f} %[/] at the last step: "
             f"{result['steps']:,} steps, {result['num_images']:,} {result['split']} images, "
             f"trained at {result['images_per_s']:,.0f} images/s"
         )
-        words.print(f"run      {self.out}")
-        words.print(f"picture  {self.out / 'curve.png'}")
-        words.print(f"next     {PROGRAM} evaluate {self.out}")
-        words.print(f"report   {PROGRAM} report {self.out}")
+        place = () if self.data_root is None else ("--data-root", self.data_root)
+        print(f"run      {self.out}")
+        print(f"picture  {self.out / 'curve.png'}")
+        print(f"next     {shown('evaluate', self.out, *place)}")
+        print(f"report   {shown('report', self.out)}")
         return 0
 
 
@@ -146,7 +154,8 @@ class Evaluate:
     run_or_weights: Annotated[Positional[Path], arg(metavar="RUN|WEIGHTS")]
     """A run folder or a .safetensors file."""
     data_root: Path | None = None
-    """Folder with the official CIFAR folder, or train/ and val/, in it; without it CIFAR is downloaded."""
+    """Folder with the official CIFAR folder, or train/ and val/, in it; without it CIFAR is downloaded. Classes
+    of image files are found by their names, and some may be missing."""
     crop: int | None = None
     """Of image files: another of the recipe's test crops than the first (data.test_crops)."""
     split: Literal["auto", "test", "holdout"] = "auto"
@@ -162,14 +171,13 @@ class Evaluate:
         """Evaluate and print."""
         from preresnet import device as devices
         from preresnet import inference, trained
-        from preresnet.data import sets
         from preresnet.data.loaders import evaluations
 
         found = trained.open_weights(self.run_or_weights)
         spec = found.data
         if self.split == "holdout" and spec.holdout == 0:
             raise UserError(f"{self.run_or_weights} held out no images; use --split test")
-        data = sets.load(replace(spec, holdout=0) if self.split == "test" else spec, self.data_root)
+        data = trained.load_set(found, replace(spec, holdout=0) if self.split == "test" else spec, self.data_root)
         device = devices.choose(self.device)
         devices.place(found.model, device)
         passes = evaluations(data.evaluation.to(device), spec, found.normalisation.to(device))
@@ -191,8 +199,8 @@ class Predict:
 
     run_or_weights: Annotated[Positional[Path], arg(metavar="RUN|WEIGHTS")]
     """A run folder or a .safetensors file."""
-    images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE...")]
-    """Image files of any common format."""
+    images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE|FOLDER...")]
+    """Image files of any common format, and folders of which all images are meant, also in folders below."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Precision = "auto"
@@ -206,11 +214,11 @@ class Predict:
         from preresnet import trained
 
         if not self.images:
-            raise UserError("no image given; name one or more image files after the run")
+            raise UserError("no image given; name one or more image files or folders after the run")
         found = trained.open_weights(self.run_or_weights)
-        device = devices.choose(self.device)
-        precision = devices.resolve(self.precision, device)
-        answers, broken = trained.predict(found, self.images, device, precision)
+        paths, broken = self._files()
+        answers, unreadable = trained.predict(found, paths, devices.choose(self.device), self.precision)
+        broken |= unreadable
         if self.json:
             print(json.dumps({"images": answers, "errors": broken}))
         else:
@@ -218,6 +226,28 @@ class Predict:
         for message in broken.values():
             print(f"error: {message}", file=sys.stderr)
         return 2 if broken else 0
+
+    def _files(self) -> tuple[list[Path], dict[str, str]]:
+        """The files, and those of the folders, which are counted on the way; and what is wrong with a folder."""
+        from preresnet.data import files
+
+        paths: list[Path] = []
+        broken: dict[str, str] = {}
+        for path in self.images:
+            if not os.path.isdir(path):
+                paths.append(path)
+                continue
+            try:
+                names, left_out = files.find(path)
+            except UserError as error:
+                broken[str(path)] = str(error)
+                continue
+            words = files.left_out_words(left_out)
+            print(f"{path}: {len(names):,} images{words}", file=sys.stderr)
+            if not names:
+                broken[str(path)] = f"{path} holds no image{words}"
+            paths += [path / name for name in names]
+        return paths, broken
 
 
 @dataclass(frozen=True)
@@ -235,6 +265,9 @@ class Bench:
     """Measure answers instead of training steps."""
     memory: tuple[Literal["plain", "recompute", "units", "sqrt"], ...] = ()
     """Memory plans of ours, a row each; plain alone by default."""
+    gpu: tuple[Literal["compiled", "capture", "tensor-lr"], ...] = ()
+    """On a CUDA device, a row of ours with each of these mechanisms of `preresnet train` (capture with tensor-lr), and
+    one with all of them."""
     precision: Precision = "auto"
     """auto, float32 or bfloat16: of all but the others' default."""
     device: str = "auto"
@@ -251,6 +284,7 @@ class Bench:
     def run(self) -> int:
         """Measure and print."""
         from preresnet.bench import measure as bench
+        from preresnet.pictures import canvas, speed
 
         if self.out is not None and (self.out.exists() or self.out.with_suffix(".png").exists()):
             raise UserError(f"{self.out} or its picture already exists; give another --out")
@@ -263,6 +297,7 @@ class Bench:
             self.precision,
             self.device,
             training=not self.inference,
+            gpu=self.gpu,
             rounds=self.rounds,
             steps=self.steps,
             report=words.print,
@@ -271,7 +306,7 @@ class Bench:
         if self.out is not None:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self.out.write_text(bench.as_json(record))
-            bench.draw(record, self.out.with_suffix(".png"))
+            canvas.save(speed.draw_speed(record), self.out.with_suffix(".png"), dpi=150)
         if self.json:
             print(json.dumps(record))
         else:
@@ -285,7 +320,7 @@ COMMANDS: dict[str, type] = {
     "train": Train,
     "evaluate": Evaluate,
     "predict": Predict,
-    "probe": probe.Probe,
+    "probe": probe.ProbeCommand,
     "bench": Bench,
     "reproduce": studies.Reproduce,
     "sweep": studies.Sweep,
@@ -315,16 +350,11 @@ def main(arguments: list[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except Exception as error:
-        from preresnet.study.reproduce import InterruptedStudyError
-        from preresnet.train import trainer
-
-        if isinstance(error, trainer.InterruptedRunError | InterruptedStudyError):
-            print(error, file=sys.stderr)
-            return error.exit_code
-        if isinstance(error, trainer.NotFiniteError):
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        raise
+        code: int | None = getattr(error, "exit_code", None)  # a run or a study that ended without its result
+        if code is None:
+            raise
+        print(error if code > 128 else f"error: {error}", file=sys.stderr)
+        return code
 
 
 def _parse(arguments: list[str]) -> Any:
@@ -333,12 +363,11 @@ def _parse(arguments: list[str]) -> Any:
 
         print(__version__)
         raise SystemExit(0)
-    name = _first_positional(arguments[1:]) if arguments[:1] == ["train"] else None
-    if name is not None:
-        # The recipe decides the defaults of all other options, so it is read first.
-        default = Train(name=name, out=tyro.MISSING, recipe=read_recipe(name))
-        return tyro.cli(Train, prog=f"{PROGRAM} train", args=arguments[1:], default=default)
-    return tyro.extras.subcommand_cli_from_dict(
+    place = options.find_recipe(arguments[1:], Train) if arguments[:1] == ["train"] else None
+    if place is not None:
+        return _train(arguments[1 + place], [*arguments[1 : 1 + place], *arguments[2 + place :]])
+    return _read(
+        tyro.extras.subcommand_cli_from_dict,
         COMMANDS,
         prog=PROGRAM,
         description="Identity mappings in deep residual networks: networks, training, evaluation, reproduction.",
@@ -346,18 +375,35 @@ def _parse(arguments: list[str]) -> Any:
     )
 
 
-def _first_positional(arguments: list[str]) -> str | None:
-    """The first argument that is neither an option nor an option's value."""
-    before = ""
-    for argument in arguments:
-        takes_value = before.startswith("--") and "=" not in before and not _SWITCH.fullmatch(before)
-        if not argument.startswith("-") and not takes_value:
-            return argument
-        before = argument
-    return None
+def _train(name: str, arguments: list[str]) -> Train:
+    """`Train` as the arguments say, over the values of the recipe; what follows from them is said aloud."""
+    base, given = options.read_recipe(name), options.given_fields(arguments)
+    default, _ = changed(base, options.leading(given))
+    if foreign := [field for field in given if not options.has(default, field)]:
+        changed(default, {foreign[0]: given[foreign[0]]})
+    shown = Train(name=name, out=tyro.MISSING, recipe=default)
+    parsed = _read(tyro.cli, Train, prog=f"{PROGRAM} train", args=[name, *arguments], default=shown)
+    final, said = changed(base, {field: options.value(parsed.recipe, field) for field in given})
+    for line in said + options.too_small(final):
+        options.note(line)
+    return replace(parsed, recipe=final)
 
 
-_SWITCH = re.compile(r"--(\w+\.)?(no-)?(resume|flip|nesterov|decay-all)")
+def _read(parse: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """What tyro reads; a field that a dataclass refuses is answered in our words, all else in tyro's."""
+    try:
+        with redirect_stderr(io.StringIO()):
+            return parse(*arguments, **options)
+    except SystemExit as exit:
+        if not exit.code:
+            raise
+        cause: BaseException | None = exit
+        while cause is not None:
+            if isinstance(cause, pydantic.ValidationError):
+                parts = {one.__name__: part for part, kind in PARTS.items() for one in members(kind)}
+                raise UserError(explain(cause, within=parts.get(cause.title, ""))) from None
+            cause = cause.__context__
+    return parse(*arguments, **options)  # once more, for what it says
 
 
 def _fail(message: str) -> int:

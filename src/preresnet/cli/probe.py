@@ -1,4 +1,4 @@
-"""What does the command about signal and gradient take, do and print?"""
+"""The command `preresnet probe`: its options, and what it prints."""
 
 import json
 from dataclasses import dataclass
@@ -10,10 +10,11 @@ from tyro.conf import Positional, arg
 
 from preresnet import display
 from preresnet.cli.options import command_line
+from preresnet.recipe import DataName
 
 
 @dataclass(frozen=True)
-class Probe:
+class ProbeCommand:
     """Measure how signal and gradient travel through a network, and say whether it will train.
 
     Norms use the statistics of the batch, as in training. Without --out, --json or --verdict, a table along depth.
@@ -23,7 +24,7 @@ class Probe:
     """A network by name or as a JSON file (with initial weights), a run folder, or a .safetensors file."""
     against: tuple[str, ...] = ()
     """More networks or runs, measured on the same images and drawn beside the first."""
-    data: Literal["auto", "noise", "digits", "cifar10", "cifar100", "imagenet", "folder"] = "auto"
+    data: Literal["auto", "noise"] | DataName = "auto"
     """auto: what a run was trained on; noise (normally distributed pixels) for initial weights."""
     data_root: Path | None = None
     """Folder with the official CIFAR folder, or train/ and val/, in it; without it CIFAR is downloaded."""

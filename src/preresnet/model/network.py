@@ -31,7 +31,7 @@ class Stem(nn.Module):
 def _pool(stem: StemSpec) -> nn.Module:
     if stem.pool_padding == "zero":
         return nn.Sequential(nn.ZeroPad2d(1), nn.MaxPool2d(3, stride=2))
-    return SameMaxPool2d(3, stride=2) if stem.pool_padding == "same" else nn.MaxPool2d(3, stride=2, padding=1)
+    return SameMaxPool2d() if stem.pool_padding == "same" else nn.MaxPool2d(3, stride=2, padding=1)
 
 
 class Stage(nn.Module):

@@ -31,14 +31,12 @@ class SameConv2d(nn.Conv2d):
         return super().forward(F.pad(input, same_border(input.shape[2:], self.kernel_size[0], self.stride[0])))
 
 
-class SameMaxPool2d(nn.MaxPool2d):
-    """A strided max-pool over a border as `SameConv2d` has it, which no maximum comes from."""
+class SameMaxPool2d(nn.Module):
+    """A 3x3/2 max-pool over a border as `SameConv2d` has it, which no maximum comes from."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(n, c, h, w) -> (n, c, ceil(h / stride), ceil(w / stride))."""
-        return super().forward(
-            F.pad(input, same_border(input.shape[2:], self.kernel_size, self.stride), value=-math.inf)
-        )
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) -> (n, c, ceil(h / 2), ceil(w / 2))."""
+        return F.max_pool2d(F.pad(x, same_border(x.shape[2:], 3, 2), value=-math.inf), 3, 2)
 
 
 def same_border(size: Sequence[int], kernel: int, stride: int) -> list[int]:

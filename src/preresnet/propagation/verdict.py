@@ -1,4 +1,4 @@
-"""Will a network train? An answer from its initial weights and its first few batches.
+"""A prediction of whether a network will train, from its initial weights and its first few batches.
 
 Three facts are measured, each with a threshold that theory gives:
 
@@ -26,7 +26,7 @@ from preresnet.model.network import Network
 from preresnet.paper.tables import TABLE_1, TABLE_2
 from preresnet.propagation import streams
 from preresnet.propagation.probe import Probe, probe
-from preresnet.recipe import Optim, Schedule
+from preresnet.recipe import SGD, Milestones, Optim, Schedule
 from preresnet.spec import UserError
 from preresnet.train.optim import set_lr, sgd, update
 
@@ -92,13 +92,15 @@ def judge(
         seed: of dropout.
 
     Raises:
-        ValueError: fewer than 4 batches.
+        UserError: fewer than 4 batches, or nothing that could be trained.
     """
     if len(batches) < 4:
         raise UserError(f"{len(batches)} batches; a verdict needs 4 or more")
-    rate = (schedule or Schedule()).at(0)
+    if not any(one.requires_grad for one in model.parameters()):
+        raise UserError("all parameters are frozen; a verdict needs some with requires_grad")
+    rate = (schedule or Milestones()).at(0)
     found = probe(model, batches[0], seed=seed)
-    losses, wrong = _learn(model, batches, rate, optim or Optim(), seed)
+    losses, wrong = _learn(model, batches, rate, optim or SGD(), seed)
     return decide(found, losses, wrong, rate, len(batches[0][1]), _classes(batches))
 
 

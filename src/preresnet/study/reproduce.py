@@ -12,10 +12,11 @@ from preresnet.data import sets
 from preresnet.model.memory import Plan as MemoryPlan
 from preresnet.propagation import series
 from preresnet.spec import UserError
-from preresnet.study import executors, manifest
+from preresnet.study import entries, executors
 from preresnet.study.plan import Plan, run_folder
 from preresnet.study.runs import Job, Outcome, kept, step
 from preresnet.train import folder
+from preresnet.train.capture import Mechanism, check_mechanisms
 
 
 class InterruptedStudyError(Exception):
@@ -38,6 +39,7 @@ class Settings:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         memory: plan of each run.
         probe_every: steps between two probes of a run, or ``auto``; None: none.
+        gpu: mechanisms of each run on a CUDA device.
         command: that started it, for records.
     """
 
@@ -48,6 +50,7 @@ class Settings:
     device: str = "auto"
     memory: Literal["auto"] | MemoryPlan = "auto"
     probe_every: series.Every = None
+    gpu: tuple[Mechanism, ...] = ()
     command: str = ""
 
 
@@ -96,9 +99,9 @@ def reproduce(plan: Plan, seeds: int, settings: Settings, progress: Progress | N
     for recipe in recipes:
         num_classes, in_channels = sets.shape(recipe.data, settings.data_root)
         folder.resolve_network(recipe, num_classes, in_channels)
-    found = manifest.open_study(out, plan, range(seeds), settings.command)
+    found = entries.open_study(out, plan, range(seeds), settings.command)
     if settings.executor == "local":
-        devices.choose(settings.device)
+        check_mechanisms(settings.gpu, devices.choose(settings.device))
     else:
         executors.require_ray()
     for recipe in {recipe.data: recipe for recipe in recipes}.values():
@@ -117,6 +120,7 @@ def _jobs(plan: Plan, seeds: int, settings: Settings, out: Path) -> list[Job]:
     """All runs of a plan, the first seed of every row before the second of any: a table is whole early."""
     scale = f", shortened: {plan.scale}" if plan.scale else ""
     probed = "" if settings.probe_every is None else f" --probe-every {settings.probe_every}"
+    mechanisms = f" --gpu {' '.join(settings.gpu)}" if settings.gpu else ""
     jobs = []
     for seed in range(seeds):
         for row in plan.rows:
@@ -128,8 +132,9 @@ def _jobs(plan: Plan, seeds: int, settings: Settings, out: Path) -> list[Job]:
                 device=settings.device,
                 resume=True,
                 memory=settings.memory,
+                gpu=settings.gpu,
                 name=row.base + scale,
-                command=row.train_command(seed) + probed,
+                command=row.train_command(seed) + probed + mechanisms,
             )
             jobs.append(Job(row.name, request, out, crop=row.crop, probe_every=settings.probe_every))
     return jobs
@@ -144,11 +149,11 @@ def _do(
         same = sharing.setdefault(job.request.out, [])
         same.append(job)
         outcome = kept(job.request, job.crop)
-        manifest.note(found, job.row, job.request.seed, outcome or Outcome("stopped"))
+        entries.note(found, job.row, job.request.seed, outcome or Outcome("stopped"))
         if outcome is None and same[0] is job:
             due.append(job)
-    manifest.refresh(out, found)
-    manifest.write(out, found)
+    entries.refresh(out, found)
+    entries.write(out, found)
     steps = {job.name: step(job) for job in due}
     unfinished = {job.name: job for job in due}
     running: set[str] = set()
@@ -156,9 +161,9 @@ def _do(
     def report(job: Job, outcome: Outcome) -> None:
         unfinished.pop(job.name)
         for one in sharing[job.request.out]:
-            manifest.note(found, one.row, one.request.seed, kept(one.request, one.crop) or outcome)
-        manifest.refresh(out, found)
-        manifest.write(out, found)
+            entries.note(found, one.row, one.request.seed, kept(one.request, one.crop) or outcome)
+        entries.refresh(out, found)
+        entries.write(out, found)
         progress.ended(job, outcome)
 
     def tick() -> None:
@@ -170,15 +175,15 @@ def _do(
             progress.moved(job, now)
             if name not in running:
                 running.add(name)
-                manifest.note(found, job.row, job.request.seed, None)
-                manifest.write(out, found)
+                entries.note(found, job.row, job.request.seed, None)
+                entries.write(out, found)
 
     progress.begin(due)
     execute = executors.local if settings.executor == "local" else executors.on_ray
     stopped = execute(due, settings.jobs, report, tick) if due else 0
     for job in unfinished.values():
-        manifest.note(found, job.row, job.request.seed, Outcome("stopped"))
-    manifest.write(out, found)
+        entries.note(found, job.row, job.request.seed, Outcome("stopped"))
+    entries.write(out, found)
     if stopped:
         raise InterruptedStudyError(stopped, settings.out)
     return found
