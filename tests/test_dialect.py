@@ -21,7 +21,7 @@ from preresnet.cli import main
 from preresnet.kernels import native
 from preresnet.model import folding, memory, program
 from preresnet.model.describe import describe
-from preresnet.model.network import Network, Stem, build
+from preresnet.model.network import Network, Stem, build, meta
 from preresnet.model.shortcuts import same_border
 from preresnet.model.units import ResidualUnit
 from preresnet.paper import peers
@@ -287,7 +287,7 @@ def test_parts_of_a_batch_are_cut_by_the_largest_map(name: str) -> None:
         nonlocal largest
         largest = max(largest, y.numel())
 
-    model = memory.without_memory(spec, "float32").eval()
+    model = meta(spec).eval()
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(note)
