@@ -162,7 +162,7 @@ def _kind(work: Work) -> str:
     shortcut = asdict(work.spec.unit.shortcut)
     is_plain = shortcut.get("shortcut") == 0.0
     unit = asdict(work.spec.unit) | {"shortcut": (shortcut["kind"], is_plain)}
-    widths = [(stage.width, stage.stride) for stage in work.spec.stages]
+    widths = [(stage.width, stage.stride, stage.bottleneck_ratio) for stage in work.spec.stages]
     key = (unit, work.spec.stem, widths, work.spec.dialect, work.size, work.batch, work.norm_batch, work.precision)
     return repr((*key, work.optim.kind))
 
