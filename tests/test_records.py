@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from preresnet.study import records
-from preresnet.study.runs import DIVERGED_FILE
+from preresnet.study.manifest import DIVERGED_FILE, Manifest, RowEntry, RunEntry, Status
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -80,16 +80,14 @@ def test_full_and_shortened_results_are_apart(tmp_path: Path, known: dict[str, A
 
 def test_records_are_copied_once(tmp_path: Path) -> None:
     out, place = tmp_path / "study", tmp_path / "records"
-    runs = []
-    for seed, (status, file) in enumerate(
-        [("done", "result.json"), ("failed", DIVERGED_FILE), ("failed", ""), ("waiting", "")]
-    ):
-        folder = out / "a" / f"seed{seed}"
-        folder.mkdir(parents=True)
+    statuses: tuple[Status, ...] = ("done", "diverged", "failed", "waiting")
+    runs = tuple(RunEntry(seed, f"a/seed{seed}", status) for seed, status in enumerate(statuses))
+    for run, file in zip(runs, ("result.json", DIVERGED_FILE, "", ""), strict=True):
+        (out / run.folder).mkdir(parents=True)
         if file:
-            (folder / file).write_text(f'{{"seed": {seed}}}')
-        runs.append({"seed": seed, "folder": f"a/seed{seed}", "status": status})
-    found = {"study": "table1", "scale": {"steps": 10, "depth": 20}, "rows": [{"row": "a", "runs": runs}]}
+            (out / run.folder / file).write_text(f'{{"seed": {run.seed}}}')
+    row = RowEntry("a", "a", "cifar10/a", "a", "cifar10", None, runs)
+    found = Manifest("table1", "Table 1", "", (row,), {"steps": 10, "depth": 20})
     folder = place / "table1-scaled-steps10-depth20" / "a"
     written = [folder / "seed0.json", folder / "seed1.json"]
     assert records.keep(out, found, place) == (written, [])

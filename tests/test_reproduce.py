@@ -152,21 +152,21 @@ def test_a_run_that_dies_or_diverges_does_not_stop_the_others(tmp_path: Path) ->
     os.kill(worker(out, f"{FIRST}-seed0"), signal.SIGKILL)
     code, said = finish(process)
     assert code == 1
-    assert statuses(out) == ["failed", "failed", "done"]
+    assert statuses(out) == ["failed", "diverged", "done"]
     died, diverged, _ = (row["runs"][0] for row in manifest(out)["rows"])
     assert "signal SIGKILL" in died["message"]
     assert "signal SIGKILL" in said
     assert re.search("the loss was (nan|inf) at step", diverged["message"])
     assert diverged["error_pct"] is None
     row = manifest(out)["rows"][1]["statistics"]
-    assert (row["n"], row["failed"], row["median"]) == (1, 1, None)
+    assert (row["n"], row["diverged"], row["failed"], row["median"]) == (1, 1, None, None)
     kept = json.loads((out / "schedule.lr=1e+30" / "seed0" / "diverged.json").read_text())
     assert kept["command"].startswith("preresnet train digits/resnet20-preact ")
 
     before = stamps(out / "schedule.lr=1e+30" / "seed0")
     code, _ = finish(start(out, "0.05,1e30,0.1", 600))
     assert code == 0  # a loss that is not finite is a result: the paper's "fail"
-    assert statuses(out) == ["done", "failed", "done"]
+    assert statuses(out) == ["done", "diverged", "done"]
     assert before == stamps(out / "schedule.lr=1e+30" / "seed0")
     assert started_late(history(out, f"{FIRST}-seed0")[1])
 
@@ -220,7 +220,6 @@ def test_a_shortened_table_is_labelled_and_kept_apart(
         "n",
         "mean ± std",
         "95 % of the median",
-        "failed",
         "(paper, at full length)",
     ]
     line = next(line for line in said.splitlines() if "BN after addition" in line)
@@ -295,9 +294,8 @@ def test_a_run_has_one_worker(tmp_path: Path, here: None, monkeypatch: pytest.Mo
     name = "schedule.lr=0.1"
     with FileLock(out / ".locks" / f"{name}-seed0.lock"):
         found = reproduce(plan(0.1, 0.2), 1, Settings(out))
-    assert [row["runs"][0]["status"] for row in found["rows"]] == ["failed", "done"]
-    run = found["rows"][0]["runs"][0]
-    assert "another process still works" in run["message"]
+    assert [row.runs[0].status for row in found.rows] == ["failed", "done"]
+    assert "another process still works" in found.rows[0].runs[0].message
     assert not (out / name).exists()
     jobs: list[Job] = []
     monkeypatch.setattr(executors, "local", lambda given, *_: jobs.extend(given) or 0)
@@ -321,13 +319,13 @@ def test_a_folder_that_a_worker_cannot_see_is_named(
 def test_what_lies_in_the_way_is_kept_and_named(tmp_path: Path, here: None) -> None:
     out = tmp_path / "study"
     found = reproduce(plan(0.1, 0.2), 1, Settings(out))
-    assert found["rows"][0]["runs"][0]["status"] == "done"
+    assert found.rows[0].runs[0].status == "done"
     before = stamps(out / "schedule.lr=0.1" / "seed0")
     changed = plan(0.1, 0.2, steps=4)
-    found = reproduce(replace(changed, title=found["title"]), 1, Settings(out))
-    (run,) = found["rows"][0]["runs"]
-    assert (run["status"], run["error_pct"]) == ("failed", None)
-    assert "holds another run" in run["message"]
+    found = reproduce(replace(changed, title=found.title), 1, Settings(out))
+    (run,) = found.rows[0].runs
+    assert (run.status, run.error_pct) == ("failed", None)
+    assert "holds another run" in run.message
     assert before == stamps(out / "schedule.lr=0.1" / "seed0")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("years of work")

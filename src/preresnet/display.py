@@ -1,15 +1,61 @@
-"""What does a person see in the terminal?"""
+"""What a person sees in the terminal: tables, lines and progress. Names are printed as they are, never as markup."""
 
 import json
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from preresnet.paper.networks import network, network_names
 from preresnet.paper.recipes import recipe, recipe_names
 from preresnet.paper.tables import printed
+
+if TYPE_CHECKING:
+    from preresnet.study.manifest import Manifest, Printed, RowEntry, Statistics
+
+
+def terminal(stderr: bool = False, **options: Any) -> Console:
+    """A console that takes no part of a text for markup (``[v2]``), an emoji (``:cat:``) or a thing to colour."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, **options)
+
+
+def lines(stderr: bool = False) -> Console:
+    """A console for lines, which are cut nowhere."""
+    return terminal(stderr, soft_wrap=True)
+
+
+def progress(first: str, last: str, console: Console) -> Progress:
+    """Bars in a terminal, nothing elsewhere.
+
+    Args:
+        first: before the bar, with the fields of rich's tasks: ``{task.description}``.
+        last: behind it.
+        console: where.
+    """
+    columns = TextColumn(first, markup=False), BarColumn(), TextColumn(last, markup=False)
+    times = TimeElapsedColumn(), TimeRemainingColumn()
+    return Progress(*columns, *times, console=console, disable=not console.is_terminal)
+
+
+def result(found: dict[str, Any], paths: dict[str, str]) -> None:
+    """What a run came to, and where it is.
+
+    Args:
+        found: content of its ``result.json``.
+        paths: lines below, by their first word.
+    """
+    out = lines()
+    headline = f"{found['split']} error {found['error_pct']:.2f} %"
+    rest = (
+        f" at the last step: {found['steps']:,} steps, {found['num_images']:,} {found['split']} images, "
+        f"trained at {found['images_per_s']:,.0f} images/s"
+    )
+    out.print(Text.assemble((headline, "bold"), rest))
+    for word, path in paths.items():
+        out.print(f"{word:8} {path}")
 
 
 def models(as_json: bool) -> None:
@@ -105,13 +151,13 @@ def description(found: dict[str, Any]) -> None:
 
 def evaluation(report: dict[str, Any]) -> None:
     """What `preresnet.inference.full_report` found, with its ``split``."""
-    out = Console(highlight=False)
+    out = terminal()
     top5 = f"top-5 error {report['top5_error_pct']:.2f} %; " if len(report["classes"]) > 10 else ""
-    out.print(
-        f"[bold]{report['split']} error {report['error_pct']:.2f} %[/]: {report['num_wrong']:,} of "
-        f"{report['num_images']:,} images wrong; {top5}loss {report['loss']:.4f}; "
+    rest = (
+        f": {report['num_wrong']:,} of {report['num_images']:,} images wrong; {top5}loss {report['loss']:.4f}; "
         f"calibration error {report['calibration']['ece_pct']:.2f} %"
     )
+    out.print(Text.assemble((f"{report['split']} error {report['error_pct']:.2f} %", "bold"), rest))
     table = Table("class", title="By class")
     for heading in ("images", "wrong", "error %", "precision %"):
         table.add_column(heading, justify="right")
@@ -189,75 +235,81 @@ def predicted(found: dict[str, Any]) -> None:
     print(f"Hours on {found['device']}: {found['measured']}.")
 
 
-def study(found: dict[str, Any]) -> None:
-    """What `preresnet.study.reproduce` leaves in ``study.json``: rows beside the paper's, then the claims.
+def study(found: "Manifest") -> None:
+    """What `preresnet.study.reproduce` did: rows beside the paper's, then the claims.
 
     Errors of shortened runs stand in a column of their own name, and the paper's then in one that says what it belongs
     to, after everything else.
     """
-    short = found["scale"] is not None
-    has_paper = any(row["paper"] for row in found["rows"])
-    table = Table("row", title=found["title"])
+    short = found.scale is not None
+    has_paper = any(row.paper for row in found.rows)
+    table = Table("row", title=found.title)
     if has_paper and not short:
         table.add_column("paper %", justify="right")
     table.add_column("shortened, median %" if short else "ours, median %", justify="right")
-    for heading in ("n", "mean ± std", "95 % of the median", "failed"):
+    for heading in ("n", "mean ± std", "95 % of the median"):
         table.add_column(heading, justify="right")
+    for heading, is_shown in (("failed", found.counts_failed), ("diverged", found.counts_diverged)):
+        if is_shown:
+            table.add_column(heading, justify="right")
     if has_paper and short:
         table.add_column("(paper, at full length)", justify="right", style="dim")
-    for row in found["rows"]:
-        paper = [_paper_words(row["paper"])] if has_paper else []
-        cells = _statistics_words(row["statistics"], _top5(row))
-        table.add_row(row["label"], *([*cells, *paper] if short else [*paper, *cells]))
+    for row in found.rows:
+        paper = [_paper_words(row.paper)] if has_paper else []
+        cells = _statistics_words(row.statistics, _top5(row))
+        if found.counts_failed:
+            cells.append("" if row.statistics is None or row.statistics.failed is None else str(row.statistics.failed))
+        if found.counts_diverged:
+            cells.append("" if row.statistics is None else str(row.statistics.diverged))
+        table.add_row(row.label, *([*cells, *paper] if short else [*paper, *cells]))
     _show(table)
-    for row in found["rows"]:
-        for run in row["runs"]:
-            if run["message"]:
-                print(f"{run['status']}: {row['row']} seed {run['seed']}: {run['message']}")
-    if found["claims"]:
+    for row in found.rows:
+        for run in row.runs:
+            if run.message:
+                print(f"{run.status}: {row.row} seed {run.seed}: {run.message}")
+    if found.claims:
         claims = Table("claim of the paper", "source", "answer", "evidence", title="What the paper says of these rows")
-        for claim in found["claims"]:
-            claims.add_row(claim["text"], claim["source"], claim["answer"], claim["evidence"])
+        for claim in found.claims:
+            claims.add_row(claim.text, claim.source, claim.answer, claim.evidence)
         _show(claims)
-    elif found["differences"]:
+    elif found.differences:
         apart = Table("row", "against", title="Differences")
         for heading in ("of medians", "95 %", "p, two-sided", "n"):
             apart.add_column(heading, justify="right")
-        labels = {row["row"]: row["label"] for row in found["rows"]}
-        for one in found["differences"]:
-            interval = "" if one["interval"] is None else "{:+.2f} to {:+.2f}".format(*one["interval"])
-            p = "" if one["p"] is None else f"{one['p']:.3f}"
-            difference = "" if one["difference"] is None else f"{one['difference']:+.2f}"
-            apart.add_row(labels[one["a"]], labels[one["b"]], difference, interval, p, "{}, {}".format(*one["n"]))
+        for one in found.differences:
+            interval = "" if one.interval is None else "{:+.2f} to {:+.2f}".format(*one.interval)
+            p = "" if one.p is None else f"{one.p:.3f}"
+            difference = "" if one.difference is None else f"{one.difference:+.2f}"
+            rows = found.labels[one.a], found.labels[one.b]
+            apart.add_row(*rows, difference, interval, p, "{}, {}".format(*one.n))
         _show(apart)
 
 
-def _paper_words(paper: dict[str, Any] | None) -> str:
+def _paper_words(paper: "Printed | None") -> str:
     if paper is None:
         return ""
-    if paper["fail"]:
+    if paper.error_pct is None:
         return "fail"
-    if paper.get("top5_error_pct") is not None:
-        return f"{paper['error_pct']:.2f} (top-5 {paper['top5_error_pct']:.2f})"
-    return f"{paper['error_pct']:.2f}" + (f" ({paper['spread']})" if paper["spread"] else "")
+    if paper.top5_error_pct is not None:
+        return f"{paper.error_pct:.2f} (top-5 {paper.top5_error_pct:.2f})"
+    return f"{paper.error_pct:.2f}" + (f" ({paper.spread})" if paper.spread else "")
 
 
-def _top5(row: dict[str, Any]) -> str:
+def _top5(row: "RowEntry") -> str:
     """Median top-5 error, where the paper prints one."""
-    found = [run["top5_error_pct"] for run in row["runs"] if run.get("top5_error_pct") is not None]
-    is_printed = row["paper"] and row["paper"].get("top5_error_pct") is not None
+    found = [run.top5_error_pct for run in row.runs if run.top5_error_pct is not None]
+    is_printed = row.paper and row.paper.top5_error_pct is not None
     return f" (top-5 {median(found):.2f})" if found and is_printed else ""
 
 
-def _statistics_words(found: dict[str, Any] | None, top5: str) -> list[str]:
+def _statistics_words(found: "Statistics | None", top5: str) -> list[str]:
     if found is None:
-        return ["", "0", "", "", ""]
+        return ["", "0", "", ""]
     return [
-        "fail" if found["median"] is None else f"{found['median']:.2f}{top5}",
-        str(found["n"]),
-        "" if found["std"] is None else f"{found['mean']:.2f} ± {found['std']:.2f}",
-        "" if found["interval"] is None else "{:.2f} to {:.2f}".format(*found["interval"]),
-        str(found["failed"]),
+        "diverged" if found.median is None else f"{found.median:.2f}{top5}",
+        str(found.n),
+        "" if found.std is None else f"{found.mean:.2f} ± {found.std:.2f}",
+        "" if found.interval is None else "{:.2f} to {:.2f}".format(*found.interval),
     ]
 
 
@@ -287,12 +339,12 @@ def probes(found: dict[str, Any]) -> None:
         agreement = max(one["agreement"].values())
         dead = sum(entry["dead"] for entry in one["dead"].values())
         channels = sum(entry["channels"] for entry in one["dead"].values())
-        words = Console(highlight=False, soft_wrap=True)
+        words = lines()
         words.print(
             f"the two ways to split the gradient agree to {agreement:.0e}; {dead} of {channels} ReLU channels dead"
         )
         if "verdict" in one:
-            words.print(f"[bold]{one['verdict']['grade']}[/]: {one['verdict']['because']}")
+            words.print(Text.assemble((one["verdict"]["grade"], "bold"), f": {one['verdict']['because']}"))
 
 
 SHOWN_UNITS = 12  # of a deep network; --json and --out have all
@@ -311,7 +363,9 @@ def _mib(size: int) -> str:
 
 
 def _show(table: Table) -> None:
-    console = Console()
+    console = terminal()
     if not console.is_terminal:  # a pipe has no width: cut nothing
-        console = Console(width=240)
+        console = terminal(width=240)
+    for column in table.columns:
+        column.overflow = "fold"  # a long name goes on in the next line
     console.print(table)

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 import tyro
-from rich.console import Console
 from tyro.conf import Positional, arg
 
 from preresnet import display
@@ -126,16 +125,13 @@ class Train:
             command=command_line(),
         )
         result = series.train(request, self.probe_every)
-        words = Console(highlight=False, soft_wrap=True)
-        words.print(
-            f"[bold]{result['split']} error {result['error_pct']:.2f} %[/] at the last step: "
-            f"{result['steps']:,} steps, {result['num_images']:,} {result['split']} images, "
-            f"trained at {result['images_per_s']:,.0f} images/s"
-        )
-        words.print(f"run      {self.out}")
-        words.print(f"picture  {self.out / 'curve.png'}")
-        words.print(f"next     {PROGRAM} evaluate {self.out}")
-        words.print(f"report   {PROGRAM} report {self.out}")
+        paths = {
+            "run": str(self.out),
+            "picture": str(self.out / "curve.png"),
+            "next": f"{PROGRAM} evaluate {self.out}",
+            "report": f"{PROGRAM} report {self.out}",
+        }
+        display.result(result, paths)
         return 0
 
 
@@ -255,7 +251,7 @@ class Bench:
 
         if self.out is not None and (self.out.exists() or self.out.with_suffix(".png").exists()):
             raise UserError(f"{self.out} or its picture already exists; give another --out")
-        words = Console(stderr=True, highlight=False)
+        words = display.terminal(stderr=True)
         found = bench.bench(
             self.name,
             self.batch,

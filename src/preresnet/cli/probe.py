@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from rich.console import Console
 from tyro.conf import Positional, arg
 
 from preresnet import display
@@ -48,7 +47,7 @@ class Probe:
         """Measure, write and print."""
         from preresnet.propagation import probing
 
-        words = Console(stderr=True, highlight=False)
+        words = display.terminal(stderr=True)
         found = probing.measure(
             (self.name, *self.against),
             probing.Settings(

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tyro.conf import Positional, UseAppendAction, arg
 
 from preresnet import display
@@ -16,6 +14,7 @@ from preresnet.cli.options import PROGRAM, command_line, read_recipe
 from preresnet.spec import UserError
 
 if TYPE_CHECKING:
+    from preresnet.study.manifest import Manifest
     from preresnet.study.plan import Plan
 
 StudyName = Literal["table1", "table2", "table3", "table4", "table5", "figure1", "figure3", "figure6"]
@@ -116,7 +115,7 @@ class Sweep:
         return _do(sweep.of_sweep(self.name, read_recipe(self.name), self.vary), self)[0]
 
 
-def _do(plan: "Plan", given: Reproduce | Sweep) -> tuple[int, dict[str, Any] | None]:
+def _do(plan: "Plan", given: Reproduce | Sweep) -> tuple[int, "Manifest | None"]:
     """Predict or do a study, and print it; the exit code, and the manifest of what was done."""
     if given.dry_run:
         from preresnet.study import cost
@@ -127,7 +126,7 @@ def _do(plan: "Plan", given: Reproduce | Sweep) -> tuple[int, dict[str, Any] | N
         return 0, None
     if given.out is None:
         raise UserError("give a folder for the runs with --out, or --dry-run to see what they would cost")
-    from preresnet.study import reproduce
+    from preresnet.study import manifest, reproduce
 
     settings = reproduce.Settings(
         out=given.out,
@@ -142,7 +141,7 @@ def _do(plan: "Plan", given: Reproduce | Sweep) -> tuple[int, dict[str, Any] | N
     with _Bars() as bars:
         found = reproduce.reproduce(plan, given.seeds, settings, reproduce.Progress(bars.begin, bars.moved, bars.ended))
     if given.json:
-        print(json.dumps(found))
+        print(manifest.as_json(found))
     else:
         display.study(found)
         print(f"study    {given.out}")
@@ -150,33 +149,21 @@ def _do(plan: "Plan", given: Reproduce | Sweep) -> tuple[int, dict[str, Any] | N
     asked = {row.name for row in plan.rows}
     broken = [
         run
-        for row in found["rows"]
-        for run in row["runs"]
-        if row["row"] in asked and run["seed"] < given.seeds and not _is_result(given.out, run)
+        for row in found.rows
+        for run in row.runs
+        # a loss that was not finite is a result, the paper's "fail"
+        if row.row in asked and run.seed < given.seeds and run.status not in ("done", "diverged")
     ]
     return (1 if broken else 0), found
-
-
-def _is_result(out: Path, run: dict[str, Any]) -> bool:
-    """Done, or its loss was not finite: the paper's "fail"."""
-    from preresnet.study.runs import DIVERGED_FILE
-
-    return run["status"] == "done" or (out / run["folder"] / DIVERGED_FILE).is_file()
 
 
 class _Bars:
     """The progress of a study: bars in a terminal, a line for each run that ends elsewhere."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
+        self.console = display.lines(stderr=True)
+        self.bars = display.progress(
+            "{task.description}", "{task.completed:,.0f}/{task.total:,.0f}", console=self.console
         )
         self.tasks: dict[str, Any] = {}
         self.ended_runs = 0
@@ -200,8 +187,8 @@ class _Bars:
         self.bars.update(self.tasks[job.name], completed=step)
 
     def ended(self, job: Any, outcome: Any) -> None:
-        """What became of a run."""
-        self.ended_runs += 1
+        """What became of a run; one that stopped is not counted."""
+        self.ended_runs += outcome.status != "stopped"
         self.bars.update(self.all, completed=self.ended_runs)
         if job.name in self.tasks:
             self.bars.remove_task(self.tasks.pop(job.name))
@@ -225,7 +212,7 @@ class Report:
         if not self.folders:
             raise UserError("no folder given; name one or more runs or studies")
         written, figures, number = page.write(self.folders, self.out)
-        words = Console(highlight=False, soft_wrap=True)
+        words = display.lines()
         words.print(f"report   {written}")
         words.print(f"figures  {figures} ({number} picture{'s' if number != 1 else ''}, as PNG and SVG)")
         return 0

@@ -1,4 +1,4 @@
-"""Which evidence of a study is committed, and which table of results follows from it?
+"""The evidence of a study that is committed, and the tables of results that follow from it.
 
 ``records/<study>/<row>/seed<k>.json`` is the ``result.json`` of a run (``diverged.json`` where its loss was not
 finite); a shortened study has a folder that says so.
@@ -15,7 +15,8 @@ from preresnet.paper.studies import STUDIES, row_name
 from preresnet.paper.tables import ROWS, Row
 from preresnet.recipe import Recipe
 from preresnet.spec import from_json
-from preresnet.study.runs import DIVERGED_FILE, errors
+from preresnet.study.manifest import DIVERGED_FILE, Manifest
+from preresnet.study.runs import errors
 from preresnet.train.folder import RESULT_FILE
 
 SCALED = "-scaled-"
@@ -23,13 +24,14 @@ _CROP = re.compile(r"-crop(\d+)$")  # of a row that tests another row's runs
 START, END = "<!-- results: generated from records/ by tests/test_records.py --write -->", "<!-- end of results -->"
 
 
-def group(found: dict[str, Any]) -> str:
+def group(found: Manifest) -> str:
     """The folder of a study's records: its name, and how it was shortened."""
-    scale = found["scale"]
-    return found["study"] + (SCALED + "-".join(f"{name}{value}" for name, value in scale.items()) if scale else "")
+    return found.study + (
+        SCALED + "-".join(f"{name}{value}" for name, value in found.scale.items()) if found.scale else ""
+    )
 
 
-def keep(out: Path, found: dict[str, Any], records: Path) -> tuple[list[Path], list[Path]]:
+def keep(out: Path, found: Manifest, records: Path) -> tuple[list[Path], list[Path]]:
     """Copy the results of a study's finished runs.
 
     Args:
@@ -41,13 +43,13 @@ def keep(out: Path, found: dict[str, Any], records: Path) -> tuple[list[Path], l
         What was written, and what was left alone because another result is already there.
     """
     written, different = [], []
-    for row in found["rows"]:
-        for run in row["runs"]:
-            folder = out / run["folder"]
-            source = folder / (RESULT_FILE if run["status"] == "done" else DIVERGED_FILE)
-            if run["status"] not in ("done", "failed") or not source.is_file():
+    files = {"done": RESULT_FILE, "diverged": DIVERGED_FILE}
+    for row in found.rows:
+        for run in row.runs:
+            source = out / run.folder / files.get(run.status, "")
+            if not source.is_file():
                 continue
-            place = records / group(found) / row["row"] / f"seed{run['seed']}.json"
+            place = records / group(found) / row.row / f"seed{run.seed}.json"
             text = source.read_text()
             if place.is_file():
                 if place.read_text() != text:

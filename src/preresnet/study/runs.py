@@ -1,4 +1,4 @@
-"""How is one run of a study done once, whoever else tries to do it too?"""
+"""One run of a study: done once, whoever else tries to do it too."""
 
 import json
 import os
@@ -16,11 +16,10 @@ from preresnet.data import sets
 from preresnet.propagation import series
 from preresnet.recipe import Recipe
 from preresnet.spec import from_json, to_json
-from preresnet.study.manifest import STUDY_FILE
+from preresnet.study.manifest import DIVERGED_FILE, STUDY_FILE
 from preresnet.train import folder, runlog, trainer
 from preresnet.train.checkpoint import write_atomically
 
-DIVERGED_FILE = "diverged.json"
 LOCK_WAIT_S = 300.0  # a worker whose node was lost notices that within this time, or its lock dies with it
 
 

@@ -34,7 +34,7 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self._events = SummaryWriter(str(folder), purge_step=start + 1)
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, markup=False, emoji=False)
         self._bar = Progress(
             TextColumn("step {task.completed}/{task.total}"),
             BarColumn(bar_width=None),
