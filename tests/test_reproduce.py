@@ -20,7 +20,7 @@ from filelock import FileLock
 
 import preresnet
 from preresnet.cli import main
-from preresnet.data import cifar
+from preresnet.data import cifar, sets
 from preresnet.study import executors
 from preresnet.study.plan import Plan
 from preresnet.study.reproduce import Settings, reproduce
@@ -236,6 +236,9 @@ def test_a_shortened_table_is_labelled_and_kept_apart(
         "fail": False,
         "spread": "",
     }
+    assert [row["label"] for row in found["rows"]][:1] == ["8 layers, original (here resnet8-original)"]
+    assert all("110" not in claim["text"] for claim in found["claims"])
+    assert all(row["statistics"]["failed"] is None for row in found["rows"])
     assert all(claim["evidence"].startswith("Shortened (steps=8, ") for claim in found["claims"])
     assert {claim["answer"] for claim in found["claims"]} == {"not enough runs"}
     assert {"lower error", "lower early training loss"} <= {claim["kind"] for claim in found["claims"]}
@@ -390,3 +393,47 @@ def test_bad_input_is_one_message(
     assert words in said
     assert "Traceback" not in said
     assert not new.exists()
+
+
+def test_a_study_is_read_under_its_lock(tmp_path: Path, here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that ends between the start of another and its lock leaves rows that the other keeps."""
+    out, loaded = tmp_path / "study", sets.load
+
+    def meanwhile(*given: Any) -> Any:
+        monkeypatch.setattr(sets, "load", loaded)
+        reproduce(plan(0.3, 0.4), 1, Settings(out))
+        return loaded(*given)
+
+    monkeypatch.setattr(sets, "load", meanwhile)
+    found = reproduce(plan(0.1, 0.2), 1, Settings(out))
+    assert sorted(row.label for row in found.rows) == [f"schedule.lr = {rate}" for rate in (0.1, 0.2, 0.3, 0.4)]
+    assert statuses(out) == ["done"] * 4
+
+
+def test_a_stopped_run_is_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped_in_the_last(jobs: Sequence[Job], parallel: int, report: Any, tick: Any) -> int:
+        for job in jobs[:-1]:
+            report(job, work(job))
+        report(jobs[-1], Outcome("stopped", message="stopped at step 1"))
+        return signal.SIGINT
+
+    monkeypatch.setattr(executors, "local", stopped_in_the_last)
+    given = ["sweep", DIGITS, "--out", str(tmp_path / "study"), *tiny("0.1,0.2", 3)]
+    assert main(given) == 130
+    said = capsys.readouterr().err
+    assert "1/2  schedule.lr=0.2 seed 0: stopped, stopped at step 1" in said
+    assert "2/2" not in said
+    assert statuses(tmp_path / "study") == ["done", "waiting"]
+
+
+def test_a_signal_after_the_last_run_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(executors, "local", lambda *given: in_this_process(*given) or signal.SIGINT)
+    assert main(["sweep", DIGITS, "--out", str(tmp_path / "study"), *tiny("0.1,0.2", 3)]) == 0
+    said = capsys.readouterr()
+    assert "2/2" in said.err
+    assert "stopped" not in said.err
+    assert "next     preresnet report" in said.out

@@ -1,5 +1,6 @@
 """What does each command about one network or run take, do and print, and how is a command line read?"""
 
+import io
 import json
 import os
 import re
@@ -300,6 +301,9 @@ def main(arguments: list[str] | None = None) -> int:
         The exit code: 0 done, 2 bad input, 1 a run that failed, 128 + n stopped by signal n.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal or a file cannot show is written as \xb1, not raised
+            stream.reconfigure(errors="backslashreplace")
     try:
         return _parse(arguments).run()
     except pydantic.ValidationError as error:

@@ -197,7 +197,8 @@ _SCHEMA = pydantic.TypeAdapter(Manifest)
 
 def as_json(found: Manifest, indent: int | None = None) -> str:
     """The text of ``study.json``; one line by default."""
-    return _SCHEMA.dump_json(found, indent=indent).decode()
+    # not pydantic's own JSON: a folder's name that is no UTF-8 has halves of characters, which that refuses
+    return json.dumps(_SCHEMA.dump_python(found), indent=indent)
 
 
 def read(folder: Path) -> Manifest:

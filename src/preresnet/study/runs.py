@@ -170,5 +170,5 @@ def _write_diverged(request: folder.Request, message: str) -> None:
 
 
 def _note(job: Job, words: str) -> None:
-    with open(job.log, "a") as file:
+    with open(job.log, "a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {platform.node()} process {os.getpid()}: {words}\n")
