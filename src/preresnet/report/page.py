@@ -141,9 +141,9 @@ def _render(shown: Sequence[ShownStudy], folders: Sequence[Path]) -> str:
     environment.filters |= {"words": _WORDS.__getitem__, "split": curves.split_words, "quoted": _quoted}
     environment.globals |= {"points": _points, "summary": _summary, "machines": _machines, "mistakes": _mistakes}
     environment.globals |= {"depths": _depths}
-    titles = [one.study.manifest.title for one in shown]
+    title = shown[0].study.manifest.title + (f", and {len(shown) - 1} more" if len(shown) > 1 else "")
     template = environment.get_template("report.html.j2")
-    return template.render(shown=shown, title="; ".join(titles), folders=[str(place) for place in folders], mark=MARK)
+    return template.render(shown=shown, title=title, folders=[str(place) for place in folders], mark=MARK)
 
 
 def _summary(study: StudyContent) -> str:
