@@ -13,8 +13,8 @@ from PIL import Image
 import preresnet
 from preresnet import display
 from preresnet.cli import main
-from preresnet.data import crops, files, sets
-from preresnet.data.files import FileBatches
+from preresnet.data import crops, files, sets, streaming
+from preresnet.data.streaming import FileBatches
 from preresnet.paper.studies import study
 from preresnet.recipe import DataSpec, Recipe, Schedule
 from preresnet.study import entries, manifest, plan
@@ -181,7 +181,7 @@ def test_the_test_crop_is_the_centre() -> None:
 def test_batches_are_a_function_of_the_step_and_of_nothing_else(photos: Path) -> None:
     data = sets.load(SPEC, photos)
     assert isinstance(data.train, files.ImageFiles)
-    given = (data.train, SPEC, files.normalisation(), 10)
+    given = (data.train, SPEC, streaming.normalisation(), 10)
     walked = FileBatches(*given, seed=3, workers=0)
     seen = [walked.at(step) for step in range(4)]
     assert seen[0][0].shape == (10, 3, 32, 32)
@@ -209,7 +209,7 @@ def test_a_broken_file_is_named(photos: Path, tmp_path: Path) -> None:
     data = sets.load(SPEC, tmp_path)
     assert isinstance(data.train, files.ImageFiles)
     with pytest.raises(ValueError, match=r"half\.png: cannot be read as an image .*Replace the file"):
-        FileBatches(data.train, SPEC, files.normalisation(), 4, seed=0, workers=0).at(0)
+        FileBatches(data.train, SPEC, streaming.normalisation(), 4, seed=0, workers=0).at(0)
 
 
 RECIPE = Recipe(

@@ -1,4 +1,4 @@
-"""Which device computes, in which precision, and what is it called?"""
+"""Devices: choosing one, the precision that it computes in, its free memory and its name."""
 
 import os
 import platform
@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from preresnet.kernels import onednn
 from preresnet.recipe import Precision
 from preresnet.spec import UserError
 
@@ -32,15 +33,20 @@ def choose(name: str) -> torch.device:
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 natively: AVX512-BF16 or AMX on a CPU, Ampere or later on CUDA."""
+    """Whether the hardware multiplies bfloat16 natively: AVX512-BF16 or AMX on a CPU, Ampere or later on CUDA.
+
+    On a CPU, also whether oneDNN may use it (``ONEDNN_MAX_CPU_ISA``).
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
     if hasattr(torch.cpu, "get_capabilities"):
         found = torch.cpu.get_capabilities()
-        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        native = bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return native and onednn.multiplies_bfloat16()
 
 
 def resolve(precision: Precision, device: torch.device) -> Precision:

@@ -143,7 +143,8 @@ class Evaluate:
     run_or_weights: Annotated[Positional[Path], arg(metavar="RUN|WEIGHTS")]
     """A run folder or a .safetensors file."""
     data_root: Path | None = None
-    """Folder with the official CIFAR folder, or train/ and val/, in it; without it CIFAR is downloaded."""
+    """Folder with the official CIFAR folder, or train/ and val/, in it; without it CIFAR is downloaded. Classes
+    of image files are found by their names, and some may be missing."""
     crop: int | None = None
     """Of image files: another of the recipe's test crops than the first (data.test_crops)."""
     split: Literal["auto", "test", "holdout"] = "auto"
@@ -159,14 +160,13 @@ class Evaluate:
         """Evaluate and print."""
         from preresnet import device as devices
         from preresnet import inference, trained
-        from preresnet.data import sets
         from preresnet.data.loaders import evaluations
 
         found = trained.open_weights(self.run_or_weights)
         spec = found.data
         if self.split == "holdout" and spec.holdout == 0:
             raise UserError(f"{self.run_or_weights} held out no images; use --split test")
-        data = sets.load(replace(spec, holdout=0) if self.split == "test" else spec, self.data_root)
+        data = trained.load_set(found, replace(spec, holdout=0) if self.split == "test" else spec, self.data_root)
         device = devices.choose(self.device)
         devices.place(found.model, device)
         passes = evaluations(data.evaluation.to(device), spec, found.normalisation.to(device))
@@ -188,8 +188,8 @@ class Predict:
 
     run_or_weights: Annotated[Positional[Path], arg(metavar="RUN|WEIGHTS")]
     """A run folder or a .safetensors file."""
-    images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE...")]
-    """Image files of any common format."""
+    images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE|FOLDER...")]
+    """Image files of any common format, and folders of which all images are meant, also in folders below."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Precision = "auto"
@@ -203,11 +203,11 @@ class Predict:
         from preresnet import trained
 
         if not self.images:
-            raise UserError("no image given; name one or more image files after the run")
+            raise UserError("no image given; name one or more image files or folders after the run")
         found = trained.open_weights(self.run_or_weights)
-        device = devices.choose(self.device)
-        precision = devices.resolve(self.precision, device)
-        answers, broken = trained.predict(found, self.images, device, precision)
+        paths, broken = self._files()
+        answers, unreadable = trained.predict(found, paths, devices.choose(self.device), self.precision)
+        broken |= unreadable
         if self.json:
             print(json.dumps({"images": answers, "errors": broken}))
         else:
@@ -215,6 +215,28 @@ class Predict:
         for message in broken.values():
             print(f"error: {message}", file=sys.stderr)
         return 2 if broken else 0
+
+    def _files(self) -> tuple[list[Path], dict[str, str]]:
+        """The files, and those of the folders, which are counted on the way; and what is wrong with a folder."""
+        from preresnet.data import files
+
+        paths: list[Path] = []
+        broken: dict[str, str] = {}
+        for path in self.images:
+            if not os.path.isdir(path):
+                paths.append(path)
+                continue
+            try:
+                names, left_out = files.find(path)
+            except UserError as error:
+                broken[str(path)] = str(error)
+                continue
+            words = files.left_out_words(left_out)
+            print(f"{path}: {len(names):,} images{words}", file=sys.stderr)
+            if not names:
+                broken[str(path)] = f"{path} holds no image{words}"
+            paths += [path / name for name in names]
+        return paths, broken
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from preresnet.data import augment, files
+from preresnet.data import augment, streaming
 from preresnet.data.augment import Normalisation, apply, draw
-from preresnet.data.files import FileBatches, ImageFiles
+from preresnet.data.files import ImageFiles
 from preresnet.data.order import Order, generator
 from preresnet.data.sets import Images
+from preresnet.data.streaming import FileBatches
 from preresnet.recipe import DataSpec
 
 
@@ -84,7 +85,7 @@ def training_batches(
 
 def fit(images: Images | ImageFiles, spec: DataSpec) -> Normalisation:
     """The normalisation of a set: from its training images, or, for files, the numbers of ImageNet."""
-    return files.normalisation() if isinstance(images, ImageFiles) else augment.fit(images.pixels, spec)
+    return streaming.normalisation() if isinstance(images, ImageFiles) else augment.fit(images.pixels, spec)
 
 
 def fixed_batch(
@@ -95,7 +96,9 @@ def fixed_batch(
     chosen = torch.arange(count) * len(images) // count
     if isinstance(images, ImageFiles):
         side = max(spec.image_size, spec.test_sides[0] * spec.image_size // spec.test_crops[0])
-        passes = files.centre_batches(images.take(chosen), side, spec.image_size, normalisation, workers=0, batch=count)
+        passes = streaming.centre_batches(
+            images.take(chosen), side, spec.image_size, normalisation, workers=0, batch=count
+        )
     else:
         passes = evaluation_batches(images.take(chosen.to(images.pixels.device)), normalisation, batch=count)
     return next(passes)
@@ -120,6 +123,6 @@ def evaluations(
     if not isinstance(images, ImageFiles):
         return {spec.image_size: evaluation_batches(images, normalisation)}
     return {
-        crop: files.centre_batches(images, side, crop, normalisation, workers)
+        crop: streaming.centre_batches(images, side, crop, normalisation, workers)
         for crop, side in zip(spec.test_crops, spec.test_sides, strict=True)
     }

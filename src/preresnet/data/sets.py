@@ -1,5 +1,6 @@
 """Which images does a data set hold, and how are some of them held out?"""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,18 @@ class ImageSet:
     evaluation: Images | ImageFiles
     split: str
 
+    def words(self) -> str:
+        """How many images of how many classes were read from where, and what was left out."""
+        parts = (self.train, self.evaluation)
+        places = [f" from {part.root}" if isinstance(part, ImageFiles) else "" for part in parts]
+        roots = {part.root: part.left_out for part in parts if isinstance(part, ImageFiles)}
+        left_out = sum(map(Counter, roots.values()), Counter[str]())
+        return (
+            f"read {len(self.train):,} images of {len(self.classes):,} classes{places[0]} to train on, "
+            f"{len(self.evaluation):,}{places[1]} {'to test on' if self.split == 'test' else 'held out'}"
+            f"{files.left_out_words(left_out)}"
+        )
+
 
 def shape(spec: DataSpec, root: Path | None) -> tuple[int, int]:
     """Classes and channels of a data set; of ``folder`` by looking into it.
@@ -85,7 +98,7 @@ def load(spec: DataSpec, root: Path | None) -> ImageSet:
     training: Images | ImageFiles
     testing: Images | ImageFiles
     if spec.name in STREAMED:
-        classes, training, testing = files.read(spec.name, root)
+        classes, training, testing = files.read(spec.name, root, test=spec.holdout == 0)
     else:
         classes, train, test = digits.read() if spec.name == "digits" else cifar.read(spec.name, root)
         training, testing = (Images(pad(pixels, spec.image_size), labels) for pixels, labels in (train, test))

@@ -147,9 +147,9 @@ def _open(name: str, settings: Settings) -> Subject:
     path, data = Path(name), settings.data
     if len(path.parts) > 1 and not path.exists():
         raise UserError(f"there is no run, weights file or specification {name}")
-    normalisation = None
+    normalisation = own = None
     if path.is_dir() or name.endswith(".safetensors"):
-        found = trained.open_weights(path)
+        own = found = trained.open_weights(path)
         model = found.model
         spec = found.data if data in ("auto", found.data.name) else None if data == "noise" else _images(data)
         if spec is found.data:
@@ -172,7 +172,7 @@ def _open(name: str, settings: Settings) -> Subject:
     _, channels = sets.shape(spec, settings.data_root)
     if channels != model.spec.in_channels:
         raise UserError(f"{name} takes images of {model.spec.in_channels} channels, {spec.name} has {channels}")
-    loaded = sets.load(spec, settings.data_root)
+    loaded = sets.load(spec, settings.data_root) if own is None else trained.load_set(own, spec, settings.data_root)
     if normalisation is None:
         normalisation = loaders.fit(loaded.train, spec)
     batches = loaders.training_batches(

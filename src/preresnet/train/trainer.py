@@ -77,9 +77,12 @@ def train(request: folder.Request, watch: Watch | None = None) -> dict[str, Any]
     device = devices.choose(request.device)
     precision = devices.resolve(recipe.precision, device)
     num_classes, in_channels = sets.shape(recipe.data, request.data_root)
-    spec = folder.resolve_network(recipe, num_classes, in_channels)
+    known = trained.stored_classes(out) if request.resume else None
+    spec = folder.resolve_network(recipe, len(known or ()) or num_classes, in_channels)
     folder.check(request, spec)
     data = sets.load(recipe.data, request.data_root)
+    if known is not None:
+        data = trained.with_classes(data, known, request.data_root, whole=True)
 
     plan, predicted = _plan(request, spec, device, precision)
     torch.manual_seed(request.seed)
@@ -98,6 +101,7 @@ def train(request: folder.Request, watch: Watch | None = None) -> dict[str, Any]
         native.keep_memory()
     log = runlog.RunLog(out, recipe.schedule.steps, state.step)
     free = devices.free_bytes(device)
+    log.say(data.words())
     log.say(f"memory plan {plan}: {predicted / 2**30:.2f} GiB predicted, {free / 2**30:.1f} GiB free")
     try:
         _loop(state, request, data, normalisation.to(device), device, precision, log, kept, watch)
