@@ -12,7 +12,7 @@ LAYERS = [
     {"spec"},
     {"recipe"},
     {"paper"},
-    {"pictures"},
+    {"pictures", "terminal"},
     {"kernels"},
     {"model", "data", "device"},
     {"inference"},

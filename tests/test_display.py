@@ -10,7 +10,7 @@ import pytest
 from report_folders import answers, make_run, make_study
 from test_pictures import NAMES
 
-from preresnet import display
+from preresnet import display, terminal
 from preresnet.cli import main
 from preresnet.study import manifest
 from preresnet.study.manifest import Manifest, Printed, RowEntry, RunEntry, Statistics
@@ -45,12 +45,12 @@ def test_a_long_name_is_cut_nowhere(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_lines_and_progress_show_names_as_they_are() -> None:
-    for console in (display.lines(), display.terminal()):
+    for console in (terminal.lines(), terminal.console()):
         console.file = io.StringIO()
         console.print("runs/[v2] :cat: [red]x[/red]")
         assert console.file.getvalue() == "runs/[v2] :cat: [red]x[/red]\n"
-    screen = display.terminal(force_terminal=True, width=200, file=io.StringIO())
-    with display.progress("{task.description}", "", screen) as bars:
+    screen = terminal.console(force_terminal=True, width=200, file=io.StringIO())
+    with terminal.progress("{task.description}", "", screen) as bars:
         bars.add_task("[red]x[/red] :cat: [v2]", total=1)
     assert isinstance(screen.file, io.StringIO)
     assert "[red]x[/red] :cat: [v2]" in screen.file.getvalue()
@@ -75,7 +75,7 @@ def test_tables_are_whole_where_the_output_is_ascii(tmp_path: Path) -> None:
     program = f"""
 import sys
 from pathlib import Path
-from preresnet import display
+from preresnet import display, terminal
 from preresnet.cli import main
 from preresnet.study import manifest
 code = main(["report", {str(study)!r}])

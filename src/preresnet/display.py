@@ -1,43 +1,19 @@
-"""What a person sees in the terminal: tables, lines and progress. Names are printed as they are, never as markup."""
+"""What a person sees in the terminal: what was found, as tables and lines."""
 
 import json
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from preresnet import terminal
 from preresnet.paper.networks import network, network_names
 from preresnet.paper.recipes import recipe, recipe_names
 from preresnet.paper.tables import printed
 
 if TYPE_CHECKING:
     from preresnet.study.manifest import Manifest, Printed, RowEntry, Statistics
-
-
-def terminal(stderr: bool = False, **options: Any) -> Console:
-    """A console that takes no part of a text for markup (``[v2]``), an emoji (``:cat:``) or a thing to colour."""
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, **options)
-
-
-def lines(stderr: bool = False) -> Console:
-    """A console for lines, which are cut nowhere."""
-    return terminal(stderr, soft_wrap=True)
-
-
-def progress(first: str, last: str, console: Console) -> Progress:
-    """Bars in a terminal, nothing elsewhere.
-
-    Args:
-        first: before the bar, with the fields of rich's tasks: ``{task.description}``.
-        last: behind it.
-        console: where.
-    """
-    columns = TextColumn(first, markup=False), BarColumn(), TextColumn(last, markup=False)
-    times = TimeElapsedColumn(), TimeRemainingColumn()
-    return Progress(*columns, *times, console=console, disable=not console.is_terminal)
 
 
 def result(found: dict[str, Any], paths: dict[str, str]) -> None:
@@ -47,7 +23,7 @@ def result(found: dict[str, Any], paths: dict[str, str]) -> None:
         found: content of its ``result.json``.
         paths: lines below, by their first word.
     """
-    out = lines()
+    out = terminal.lines()
     headline = f"{found['split']} error {found['error_pct']:.2f} %"
     rest = (
         f" at the last step: {found['steps']:,} steps, {found['num_images']:,} {found['split']} images, "
@@ -68,7 +44,7 @@ def models(as_json: bool) -> None:
     for name, spec in specs.items():
         units = "+".join(str(stage.num_units) for stage in spec.stages)
         table.add_row(name, str(spec.depth), units, spec.unit.kind, _shortcut_words(spec.unit.shortcut))
-    _show(table)
+    terminal.show(table)
 
 
 def _shortcut_words(shortcut: Any) -> str:
@@ -108,7 +84,7 @@ def recipes(as_json: bool) -> None:
             f"{schedule.lr:g}, {schedule.shape}",
             f"Table {row.table}: {error}" if row else "",
         )
-    _show(table)
+    terminal.show(table)
     print("Any network of `preresnet list models` trains as cifar10/, cifar100/ or imagenet/NETWORK.")
 
 
@@ -130,7 +106,7 @@ def description(found: dict[str, Any]) -> None:
             _mib(part["activation_bytes"]["float32"]),
             _mib(part["activation_bytes"]["bfloat16"]),
         )
-    _show(table)
+    terminal.show(table)
     print(
         "Multiply-adds and saved activations are those of one image; activations as a plain training step keeps them."
     )
@@ -142,7 +118,7 @@ def description(found: dict[str, Any]) -> None:
     memory.add_column("MiB", justify="right")
     for plan, peak in training["peak_bytes"].items():
         memory.add_row(plan, _mib(peak))
-    _show(memory)
+    terminal.show(memory)
     print(
         f"Fused: {fused['norms']} norms, each with its ReLU; plain: {fused['lone_relus']} ReLUs without a norm. "
         f"{fused['recomputing']} of {fused['convolutions']} convolutions can recompute their input."
@@ -151,7 +127,7 @@ def description(found: dict[str, Any]) -> None:
 
 def evaluation(report: dict[str, Any]) -> None:
     """What `preresnet.inference.full_report` found, with its ``split``."""
-    out = terminal()
+    out = terminal.console()
     top5 = f"top-5 error {report['top5_error_pct']:.2f} %; " if len(report["classes"]) > 10 else ""
     rest = (
         f": {report['num_wrong']:,} of {report['num_images']:,} images wrong; {top5}loss {report['loss']:.4f}; "
@@ -165,7 +141,7 @@ def evaluation(report: dict[str, Any]) -> None:
         numbers = (entry["error_pct"], entry["precision_pct"])
         words = ("-" if number is None else f"{number:.2f}" for number in numbers)
         table.add_row(entry["name"], str(entry["num_images"]), str(entry["num_wrong"]), *words)
-    _show(table)
+    terminal.show(table)
     if len(report["classes"]) <= 20:
         names = [entry["name"] for entry in report["classes"]]
         matrix = Table("true \\ answer", title="Confusion matrix (images)")
@@ -173,7 +149,7 @@ def evaluation(report: dict[str, Any]) -> None:
             matrix.add_column(name[:5], justify="right")
         for name, row in zip(names, report["confusion"], strict=True):
             matrix.add_row(name, *(str(count) if count else "." for count in row))
-        _show(matrix)
+        terminal.show(matrix)
     bins = Table("confidence", title="Calibration of the likeliest answer")
     for heading in ("images", "mean confidence %", "right %"):
         bins.add_column(heading, justify="right")
@@ -184,7 +160,7 @@ def evaluation(report: dict[str, Any]) -> None:
             f"{entry['confidence_pct']:.1f}",
             f"{entry['accuracy_pct']:.1f}",
         )
-    _show(bins)
+    terminal.show(bins)
 
 
 def bench(found: dict[str, Any]) -> None:
@@ -196,13 +172,13 @@ def bench(found: dict[str, Any]) -> None:
     for row in found["rows"]:
         numbers = f"{row['images_per_s']:,.1f}", _mib(row["peak_bytes"]), f"{row['first_step_s']:.2f}"
         table.add_row(row["system"], row["mode"], row["settings"], *numbers)
-    _show(table)
+    terminal.show(table)
     compared = Table("ours / other")
     for heading in ("speed", "memory"):
         compared.add_column(heading, justify="right")
     for name, ratio in found["ratios"].items():
         compared.add_row(name, f"{ratio['images_per_s']:.2f}", f"{ratio.get('peak_bytes', float('nan')):.2f}")
-    _show(compared)
+    terminal.show(compared)
 
 
 def answers(found: list[dict[str, Any]]) -> None:
@@ -214,7 +190,7 @@ def answers(found: list[dict[str, Any]]) -> None:
             table.add_row(answer["image"] if rank == 0 else "", entry["class"], f"{100 * entry['probability']:.2f}")
         table.add_section()
     if found:
-        _show(table)
+        terminal.show(table)
 
 
 def predicted(found: dict[str, Any]) -> None:
@@ -231,7 +207,7 @@ def predicted(found: dict[str, Any]) -> None:
         table.add_row(one["label"], one["network"], *counts, f"{hours:,.2f}")
     table.add_section()
     table.add_row("all", "", str(len(found["runs"])), "", "", f"{found['images']:,}", "", f"{found['hours']:,.2f}")
-    _show(table)
+    terminal.show(table)
     print(f"Hours on {found['device']}: {found['measured']}.")
 
 
@@ -262,7 +238,7 @@ def study(found: "Manifest") -> None:
         if found.counts_diverged:
             cells.append("" if row.statistics is None else str(row.statistics.diverged))
         table.add_row(row.label, *([*cells, *paper] if short else [*paper, *cells]))
-    _show(table)
+    terminal.show(table)
     for row in found.rows:
         for run in row.runs:
             if run.message:
@@ -271,7 +247,7 @@ def study(found: "Manifest") -> None:
         claims = Table("claim of the paper", "source", "answer", "evidence", title="What the paper says of these rows")
         for claim in found.claims:
             claims.add_row(claim.text, claim.source, claim.answer, claim.evidence)
-        _show(claims)
+        terminal.show(claims)
     elif found.differences:
         apart = Table("row", "against", title="Differences")
         for heading in ("of medians", "95 %", "p, two-sided", "n"):
@@ -282,7 +258,7 @@ def study(found: "Manifest") -> None:
             difference = "" if one.difference is None else f"{one.difference:+.2f}"
             rows = found.labels[one.a], found.labels[one.b]
             apart.add_row(*rows, difference, interval, p, "{}, {}".format(*one.n))
-        _show(apart)
+        terminal.show(apart)
 
 
 def _paper_words(paper: "Printed | None") -> str:
@@ -335,11 +311,11 @@ def probes(found: dict[str, Any]) -> None:
         shown = sorted({round(k * (len(units) - 1) / (SHOWN_UNITS - 1)) for k in range(SHOWN_UNITS)})
         for unit in shown if len(units) > SHOWN_UNITS else range(len(units)):
             table.add_row(units[unit], *(_number(values[unit]) for _, values in columns))
-        _show(table)
+        terminal.show(table)
         agreement = max(one["agreement"].values())
         dead = sum(entry["dead"] for entry in one["dead"].values())
         channels = sum(entry["channels"] for entry in one["dead"].values())
-        words = lines()
+        words = terminal.lines()
         words.print(
             f"the two ways to split the gradient agree to {agreement:.0e}; {dead} of {channels} ReLU channels dead"
         )
@@ -360,12 +336,3 @@ def _shape(shape: list[int]) -> str:
 
 def _mib(size: int) -> str:
     return f"{size / 2**20:.2f} MiB"
-
-
-def _show(table: Table) -> None:
-    console = terminal()
-    if not console.is_terminal:  # a pipe has no width: cut nothing
-        console = terminal(width=240)
-    for column in table.columns:
-        column.overflow = "fold"  # a long name goes on in the next line
-    console.print(table)

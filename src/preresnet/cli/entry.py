@@ -13,7 +13,7 @@ import pydantic
 import tyro
 from tyro.conf import Positional, arg
 
-from preresnet import display
+from preresnet import display, terminal
 from preresnet.cli import probe, studies
 from preresnet.cli.options import PROGRAM, command_line, is_file, read_recipe
 from preresnet.paper.networks import network
@@ -274,7 +274,7 @@ class Bench:
 
         if self.out is not None and (self.out.exists() or self.out.with_suffix(".png").exists()):
             raise UserError(f"{self.out} or its picture already exists; give another --out")
-        words = display.terminal(stderr=True)
+        words = terminal.console(stderr=True)
         found = bench.bench(
             self.name,
             self.batch,

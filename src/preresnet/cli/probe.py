@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from preresnet import display
+from preresnet import display, terminal
 from preresnet.cli.options import command_line
 
 
@@ -47,7 +47,7 @@ class Probe:
         """Measure, write and print."""
         from preresnet.propagation import probing
 
-        words = display.terminal(stderr=True)
+        words = terminal.console(stderr=True)
         found = probing.measure(
             (self.name, *self.against),
             probing.Settings(

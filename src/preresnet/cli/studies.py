@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from preresnet import display
+from preresnet import display, terminal
 from preresnet.cli.options import PROGRAM, command_line, read_recipe
 from preresnet.spec import UserError
 
@@ -161,10 +161,8 @@ class _Bars:
     """The progress of a study: bars in a terminal, a line for each run that ends elsewhere."""
 
     def __init__(self) -> None:
-        self.console = display.lines(stderr=True)
-        self.bars = display.progress(
-            "{task.description}", "{task.completed:,.0f}/{task.total:,.0f}", console=self.console
-        )
+        self.console = terminal.lines(stderr=True)
+        self.bars = terminal.progress("{task.description}", "{task.completed:,.0f}/{task.total:,.0f}", self.console)
         self.tasks: dict[str, Any] = {}
         self.ended_runs = 0
 
@@ -212,7 +210,7 @@ class Report:
         if not self.folders:
             raise UserError("no folder given; name one or more runs or studies")
         written, figures, number = page.write(self.folders, self.out)
-        words = display.lines()
+        words = terminal.lines()
         words.print(f"report   {written}")
         words.print(f"figures  {figures} ({number} picture{'s' if number != 1 else ''}, as PNG and SVG)")
         return 0

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from preresnet.spec import UserError
 from preresnet.train.checkpoint import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
@@ -73,12 +74,24 @@ class RunLog:
 
 
 def read(folder: Path, file: str = METRICS_FILE) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``, or of another such file; a last line cut short by a kill is left out."""
+    """The lines of ``metrics.jsonl``, or of another such file; a last line cut short by a kill is left out.
+
+    Raises:
+        UserError: the file is damaged elsewhere.
+    """
     path = folder / file
+    if not path.is_file():
+        return []
     lines = []
-    for text in path.read_text().splitlines() if path.is_file() else []:
+    texts = path.read_bytes().removeprefix(b"\xef\xbb\xbf").strip().split(b"\n")  # without a byte-order mark
+    for number, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+            line = json.loads(text)
+            if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+                raise ValueError("no measurement of a step")
+        except ValueError as error:
+            if number == len(texts):
+                break
+            raise UserError(f"cannot read {path}: line {number} is damaged ({error}); put a whole copy there") from None
+        lines.append(line)
     return lines
