@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -11,11 +12,13 @@ from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
+from report_folders import answers as answered
 from report_folders import make_run, make_study, probed_line
 
 from preresnet.cli import main
 from preresnet.pictures import answers, heatmaps
 from preresnet.report import drawings, gather, page
+from preresnet.study import manifest
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -392,6 +395,19 @@ def test_bad_folders_are_one_clear_error(tmp_path: Path, capsys: pytest.CaptureF
         (tmp_path / name / "study.json").write_text(content)
     shutil.copytree(tmp_path / "runs" / "one", tmp_path / "broken")
     shutil.copytree(tmp_path / "runs" / "one", tmp_path / "other")
+    for name, file, content in (
+        ("mark", "result.json", '{"seed": 0}'),
+        ("latin", "result.json", b'{"name": "caf\xe9"}'),
+        ("seedless", "run.json", '{"seed": "one"}'),
+        ("class", "evaluation.json", json.dumps(answered(5.0) | {"classes": [{"name": "a"}]})),
+        ("lines", "metrics.jsonl", '{"step": 1, "loss": 1.0}\n{"step": 2, "lo\n{"step": 3, "loss": 1.0}\n'),
+        ("stepless", "metrics.jsonl", '[1]\n{"step": 3, "loss": 1.0}\n'),
+    ):
+        shutil.copytree(tmp_path / "runs" / "one", tmp_path / name)
+        (tmp_path / name / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    for file in ("result.json", "recipe.json"):
+        (tmp_path / "seedless" / file).write_text('{"network": "resnet20-preact"}' if file == "recipe.json" else "{}")
+    (tmp_path / "mark" / "recipe.json").write_text("{}")
     shutil.copytree(tmp_path / "runs" / "one", tmp_path / "probed")
     (tmp_path / "probed" / "probe.jsonl").write_text('{"step": 0, "x_rms": [1.0], "gradient": [1.0, 1.0]}\n')
     (tmp_path / "broken" / "result.json").write_text("half a resu")
@@ -405,6 +421,12 @@ def test_bad_folders_are_one_clear_error(tmp_path: Path, capsys: pytest.CaptureF
         "other": "evaluation.json does not hold confusion, calibration; `preresnet evaluate",
         "probed": "probe.jsonl has lines without residual_rms, straight, rest; move it away",
         "broken": f"cannot read {tmp_path / 'broken' / 'result.json'}",
+        "mark": "no usable recipe.network, recipe.data, recipe.schedule in its result.json",
+        "latin": f"cannot read {tmp_path / 'latin' / 'result.json'}",
+        "seedless": "no usable recipe.data, recipe.schedule, seed in its",
+        "class": "does not hold classes.num_images, classes.num_wrong; `preresnet evaluate",
+        "lines": f"cannot read {tmp_path / 'lines' / 'metrics.jsonl'}: line 2 is damaged",
+        "stepless": f"cannot read {tmp_path / 'stepless' / 'metrics.jsonl'}: line 1 is damaged",
     }
     for name, words in cases.items():
         assert main(["report", str(tmp_path / name)]) == 2
@@ -495,3 +517,27 @@ def test_in_a_browser_it_prints(whole: Path, tmp_path: Path) -> None:
     content = (tmp_path / "page.pdf").read_bytes()
     assert content.startswith(b"%PDF")
     assert content.count(b"/Type /Page\n") + content.count(b"/Type/Page\n") > 3
+
+
+def test_files_with_a_byte_order_mark_and_a_torn_last_line_are_read(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for name in ("result.json", "run.json", "recipe.json", "network.json", "evaluation.json", "metrics.jsonl"):
+        (run / name).write_text((run / name).read_text(), encoding="utf-8-sig")
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 801, "lo')
+    (study,) = gather.gather([run])
+    assert len(study.rows[0].runs[0].lines) == 48
+    assert study.rows[0].runs[0].step == 800
+
+
+def test_rows_whose_names_differ_in_what_no_id_can_hold_keep_their_pictures_apart(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study")
+    found = manifest.read(study)
+    names = ("a$b", "a b", "A-B", "\N{SNOWMAN}")
+    rows = tuple(replace(row, row=name, label=name) for row, name in zip(found.rows, names, strict=True))
+    manifest.write(study, replace(found, rows=rows, differences=(), claims=()))
+    out, folder, number = page.write([study])
+    assert len(list(folder.iterdir())) == 2 * number
+    parsed = Page(out)
+    assert [name for name, count in Counter(parsed.ids).items() if count > 1] == []
+    assert set(parsed.references) <= set(parsed.ids)

@@ -15,8 +15,20 @@ from preresnet.study import manifest, statistics
 from preresnet.study.manifest import STUDY_FILE, Manifest, Printed, RowEntry, RunEntry, Statistics
 from preresnet.train import folder, runlog, watch
 
-_EVALUATION = ("split", "error_pct", "classes", "confusion", "calibration")  # of `inference.full_report`
-_PROBE = ("step", "x_rms", "residual_rms", "gradient", "straight", "rest")  # of `series.line`
+# What is used of the files in a run's folder: the type of each field, also of what lists and inner objects hold.
+_NUMBER, _MAYBE = (int, float), (int, float, type(None))
+_RESULT = {"recipe": {"network": str, "data": {"name": str}, "schedule": {"steps": int}}, "seed": int}
+_EVALUATION = {  # `inference.full_report`
+    "split": str,
+    "error_pct": _NUMBER,
+    "classes": [{"name": str, "num_images": int, "num_wrong": int, "error_pct": _MAYBE, "precision_pct": _MAYBE}],
+    "confusion": [[int]],
+    "calibration": {
+        "ece_pct": _NUMBER,
+        "bins": [dict.fromkeys(("from", "to", "num_images", "confidence_pct", "accuracy_pct"), _NUMBER)],
+    },
+}
+_PROBE = {key: [_MAYBE] for key in ("x_rms", "residual_rms", "gradient", "straight", "rest")}  # `series.line`
 # No change of a recipe: the label names the network, and how often to look changes no result.
 _UNCHANGED = ("network", "log_every", "eval_every", "save_every")
 
@@ -73,14 +85,18 @@ def _run(place: Path, said: RunEntry | None) -> RunContent:
     }
     decided = {name: stored[name] for name in ("recipe", "network") if stored[name] is not None}
     result = {**(stored["run"] or {}), **decided, **(stored["result"] or {})}
-    missing = [name for name in _EVALUATION if name not in (stored["evaluation"] or _EVALUATION)]
+    missing = _missing(result, _RESULT) if result else []
+    if missing:
+        files = f"{folder.RESULT_FILE}, {folder.RUN_FILE} and {folder.RECIPE_FILE}"
+        raise UserError(f"{place} holds no whole run: no usable {', '.join(missing)} in its {files}")
+    missing = [] if stored["evaluation"] is None else _missing(stored["evaluation"], _EVALUATION)
     if missing:
         raise UserError(
             f"{place / folder.EVALUATION_FILE} does not hold {', '.join(missing)}; "
             f"`preresnet evaluate {place} --json` prints what belongs there"
         )
     lines, probes = runlog.read(place), watch.read(place)
-    missing = [name for name in _PROBE if not all(name in line for line in probes)]
+    missing = _missing(probes, [_PROBE])
     if missing:
         raise UserError(f"{place / watch.WATCH_FILE} has lines without {', '.join(missing)}; move it away")
     entry = said or RunEntry(
@@ -97,6 +113,18 @@ def _run(place: Path, said: RunEntry | None) -> RunContent:
         entry = replace(entry, message=f"{place / folder.RESULT_FILE} is missing; the error is the study's")
     step = max((line["step"] for line in lines), default=0)
     return RunContent(entry, place, step, result, lines, stored["evaluation"], probes)
+
+
+def _missing(found: Any, shape: Any, name: str = "") -> list[str]:
+    """Names of the fields that a file does not hold, or holds as something else."""
+    if isinstance(shape, dict) and isinstance(found, dict):
+        inner = [_missing(found.get(key), kind, f"{name}.{key}".strip(".")) for key, kind in shape.items()]
+    elif isinstance(shape, list) and isinstance(found, list):
+        inner = [_missing(one, shape[0], name) for one in found]
+    else:
+        right = isinstance(found, type(shape)) if isinstance(shape, dict | list) else isinstance(found, shape)
+        return [] if right else [name]
+    return list(dict.fromkeys(one for names in inner for one in names))
 
 
 def _read(path: Path) -> dict[str, Any] | None:
