@@ -63,7 +63,7 @@ def test_a_run_in_a_folder_with_brackets_is_named(tmp_path: Path, capsys: pytest
     assert main(["train", "digits/resnet20-preact", *given, "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert f"run      {out}\n" in said
-    assert f"report   preresnet report {out}\n" in said
+    assert f"report   preresnet report '{out}'\n" in said  # as a shell takes it
     assert main(["report", str(out)]) == 0
     assert f"report   {out / 'report.html'}\n" in capsys.readouterr().out
 

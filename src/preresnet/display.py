@@ -16,22 +16,14 @@ if TYPE_CHECKING:
     from preresnet.study.manifest import Manifest, Printed, RowEntry, Statistics
 
 
-def result(found: dict[str, Any], paths: dict[str, str]) -> None:
-    """What a run came to, and where it is.
-
-    Args:
-        found: content of its ``result.json``.
-        paths: lines below, by their first word.
-    """
-    out = terminal.lines()
+def result(found: dict[str, Any]) -> None:
+    """What a run came to: the content of its ``result.json``."""
     headline = f"{found['split']} error {found['error_pct']:.2f} %"
     rest = (
         f" at the last step: {found['steps']:,} steps, {found['num_images']:,} {found['split']} images, "
         f"trained at {found['images_per_s']:,.0f} images/s"
     )
-    out.print(Text.assemble((headline, "bold"), rest))
-    for word, path in paths.items():
-        out.print(f"{word:8} {path}")
+    terminal.lines().print(Text.assemble((headline, "bold"), rest))
 
 
 def models(as_json: bool) -> None:

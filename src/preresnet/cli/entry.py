@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,13 +127,11 @@ class Train:
             command=command_line(),
         )
         result = series.train(request, self.probe_every)
-        paths = {
-            "run": str(self.out),
-            "picture": str(self.out / "curve.png"),
-            "next": f"{PROGRAM} evaluate {self.out}",
-            "report": f"{PROGRAM} report {self.out}",
-        }
-        display.result(result, paths)
+        display.result(result)
+        print(f"run      {self.out}")
+        print(f"picture  {self.out / 'curve.png'}")
+        print(f"next     {PROGRAM} evaluate {shlex.quote(str(self.out))}")
+        print(f"report   {PROGRAM} report {shlex.quote(str(self.out))}")
         return 0
 
 

@@ -1,6 +1,7 @@
 """What do the commands about many runs take, do and print?"""
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -145,7 +146,7 @@ def _do(plan: "Plan", given: Reproduce | Sweep) -> tuple[int, "Manifest | None"]
     else:
         display.study(found)
         print(f"study    {given.out}")
-        print(f"next     {PROGRAM} report {given.out}")
+        print(f"next     {PROGRAM} report {shlex.quote(str(given.out))}")
     asked = {row.name for row in plan.rows}
     broken = [
         run
