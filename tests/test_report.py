@@ -417,7 +417,7 @@ def test_bad_folders_are_one_clear_error(tmp_path: Path, capsys: pytest.CaptureF
         "empty": "neither a study's folder nor a run's",
         "runs": f"name the folders inside it: {tmp_path / 'runs' / 'one'}",
         "cut": "cannot read",
-        "lacking": "command: Field required",
+        "lacking": "command: it is missing",
         "other": "evaluation.json does not hold confusion, calibration; `preresnet evaluate",
         "probed": "probe.jsonl has lines without residual_rms, straight, rest; move it away",
         "broken": f"cannot read {tmp_path / 'broken' / 'result.json'}",

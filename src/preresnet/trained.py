@@ -15,7 +15,7 @@ from preresnet.data.augment import Normalisation
 from preresnet.data.sets import ImageSet
 from preresnet.model import weights
 from preresnet.model.network import Network
-from preresnet.recipe import STREAMED, DataSpec, Precision
+from preresnet.recipe import DATA_SETS, DataSpec, ImagesInFiles, Precision
 from preresnet.spec import UserError, from_json, to_json
 
 PREDICT_BATCH = 64
@@ -74,7 +74,7 @@ def load_set(trained: Trained, data: DataSpec, root: Path | None) -> ImageSet:
     Raises:
         ValueError: as `preresnet.data.sets.load` and `with_classes`.
     """
-    named = replace(data, name="folder") if data.name in STREAMED else data
+    named = replace(data, name="folder") if isinstance(data, ImagesInFiles) else data
     return with_classes(sets.load(named, root), trained.classes, root)
 
 
@@ -154,8 +154,9 @@ def predict(
 
 
 def _pixels(path: Path, data: DataSpec) -> torch.Tensor:
-    if data.name in STREAMED:
+    if isinstance(data, ImagesInFiles):
         side, crop = data.test_sides[0], data.test_crops[0]
         return images.pixels(crops.centre(images.open_image(path, side), side, crop))
-    _, channels, native = sets.SHAPES[data.name]
-    return sets.pad(images.read(path, channels, native).unsqueeze(0), data.image_size)[0]
+    known = DATA_SETS[data.name]
+    assert known.size is not None
+    return sets.pad(images.read(path, known.channels, known.size).unsqueeze(0), data.image_size)[0]

@@ -1,22 +1,25 @@
-"""What does each command about one network or run take, do and print, and how is a command line read?"""
+"""The commands about one network or run, and how a command line is read."""
 
 import io
 import json
 import os
-import re
 import shlex
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 import tyro
-from tyro.conf import Positional, arg
+from tyro.conf import AvoidSubcommands, Positional, arg
 
 from preresnet import display, terminal
-from preresnet.cli import probe, studies
-from preresnet.cli.options import PROGRAM, command_line, is_file, read_recipe
+from preresnet.changes import PARTS, changed
+from preresnet.cli import options, probe, studies
+from preresnet.cli.options import PROGRAM, command_line, is_file
+from preresnet.fields import members
 from preresnet.paper.networks import network
 from preresnet.paper.recipes import recipe
 from preresnet.recipe import Precision, Recipe
@@ -104,7 +107,7 @@ class Train:
     probe_every: int | Literal["auto"] | None = None
     """Probe the network every N steps, into probe.jsonl and probe.png of the run; the result stays the same. auto: as
     often as 3 % of the run's time allow, 100 times at most."""
-    recipe: Annotated[Recipe, arg(name="")] = ANY_RECIPE
+    recipe: AvoidSubcommands[Annotated[Recipe, arg(name="")]] = ANY_RECIPE
 
     def run(self) -> int:
         """Train, and print where the run and its results are."""
@@ -355,12 +358,11 @@ def _parse(arguments: list[str]) -> Any:
 
         print(__version__)
         raise SystemExit(0)
-    name = _first_positional(arguments[1:]) if arguments[:1] == ["train"] else None
-    if name is not None:
-        # The recipe decides the defaults of all other options, so it is read first.
-        default = Train(name=name, out=tyro.MISSING, recipe=read_recipe(name))
-        return tyro.cli(Train, prog=f"{PROGRAM} train", args=arguments[1:], default=default)
-    return tyro.extras.subcommand_cli_from_dict(
+    place = options.find_recipe(arguments[1:], Train) if arguments[:1] == ["train"] else None
+    if place is not None:
+        return _train(arguments[1 + place], [*arguments[1 : 1 + place], *arguments[2 + place :]])
+    return _read(
+        tyro.extras.subcommand_cli_from_dict,
         COMMANDS,
         prog=PROGRAM,
         description="Identity mappings in deep residual networks: networks, training, evaluation, reproduction.",
@@ -368,18 +370,35 @@ def _parse(arguments: list[str]) -> Any:
     )
 
 
-def _first_positional(arguments: list[str]) -> str | None:
-    """The first argument that is neither an option nor an option's value."""
-    before = ""
-    for argument in arguments:
-        takes_value = before.startswith("--") and "=" not in before and not _SWITCH.fullmatch(before)
-        if not argument.startswith("-") and not takes_value:
-            return argument
-        before = argument
-    return None
+def _train(name: str, arguments: list[str]) -> Train:
+    """`Train` as the arguments say, over the values of the recipe; what follows from them is said aloud."""
+    base, given = options.read_recipe(name), options.given_fields(arguments)
+    default, _ = changed(base, options.leading(given))
+    if foreign := [field for field in given if not options.has(default, field)]:
+        changed(default, {foreign[0]: given[foreign[0]]})
+    shown = Train(name=name, out=tyro.MISSING, recipe=default)
+    parsed = _read(tyro.cli, Train, prog=f"{PROGRAM} train", args=[name, *arguments], default=shown)
+    final, said = changed(base, {field: options.value(parsed.recipe, field) for field in given})
+    for line in said + options.too_small(final):
+        options.note(line)
+    return replace(parsed, recipe=final)
 
 
-_SWITCH = re.compile(r"--(\w+\.)?(no-)?(resume|flip|nesterov|decay-all)")
+def _read(parse: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """What tyro reads; a field that a dataclass refuses is answered in our words, all else in tyro's."""
+    try:
+        with redirect_stderr(io.StringIO()):
+            return parse(*arguments, **options)
+    except SystemExit as exit:
+        if not exit.code:
+            raise
+        cause: BaseException | None = exit
+        while cause is not None:
+            if isinstance(cause, pydantic.ValidationError):
+                parts = {one.__name__: part for part, kind in PARTS.items() for one in members(kind)}
+                raise UserError(explain(cause, within=parts.get(cause.title, ""))) from None
+            cause = cause.__context__
+    return parse(*arguments, **options)  # once more, for what it says
 
 
 def _fail(message: str) -> int:

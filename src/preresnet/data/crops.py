@@ -5,7 +5,7 @@ import math
 import torch
 from PIL import Image, ImageEnhance
 
-from preresnet.recipe import DataSpec
+from preresnet.recipe import ImagesInFiles
 
 # Principal components of the colours of ImageNet's training images, scaled to 0..1, for the noise of Krizhevsky et al.,
 # 2012, with its deviation of 0.1: fb.resnet.torch, datasets/imagenet.lua.
@@ -17,13 +17,13 @@ AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)  # fb.resnet.torch
 ASPECT_TRIES = 10
 
 
-def shorter_side(spec: DataSpec, chance: torch.Generator) -> int | None:
+def shorter_side(spec: ImagesInFiles, chance: torch.Generator) -> int | None:
     """The shorter side that `augmented` brings an image to, its first draw; None where it takes the image as it is."""
     low, high = spec.shorter_side
     return int(torch.randint(low, high + 1, (), generator=chance)) if spec.augment == "scale" else None
 
 
-def augmented(image: Image.Image, spec: DataSpec, chance: torch.Generator) -> Image.Image:
+def augmented(image: Image.Image, spec: ImagesInFiles, chance: torch.Generator) -> Image.Image:
     """A training crop of ``spec.image_size``, perhaps mirrored, with its colours changed.
 
     Paper: appendix, with Section 3.4 of the 2015 paper (``scale``); fb.resnet.torch (``aspect``).

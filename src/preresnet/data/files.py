@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from preresnet.data import images
+from preresnet.recipe import DATA_SETS
 from preresnet.spec import UserError
 
-CLASSES = {"imagenet": 1000}  # of sets whose number of classes is known without looking
 LAYOUT = "--data-root takes a folder with train/CLASS/ and val/CLASS/, full of image files"
 NOT_OURS = ("__MACOSX", "@eaDir")  # folders that archives of macOS and network drives add, with files named like images
 KINDS_SHOWN = 8
@@ -84,7 +84,7 @@ def classes(name: str, root: Path | None) -> tuple[str, ...]:
     if root is None:
         raise UserError(f"{name} is not downloaded; give the folder that holds train/ and val/ as --data-root")
     found = _folders(root, "train")
-    expected = CLASSES.get(name, len(found))
+    expected = DATA_SETS[name].classes or len(found)
     if len(found) != expected:
         words = "; --data.name folder trains on any number of classes" if name == "imagenet" else ""
         raise UserError(f"{root / 'train'} has {len(found)} folders of classes, {name} has {expected}{words}")

@@ -60,8 +60,11 @@ def open_image(path: Path, least: int | None = None, mode: str = "RGB") -> Image
         ValueError: the file is missing, no regular file, or not a whole image; it is named.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for somebody who writes to it
-            raise UserError("it is a folder" if os.path.isdir(path) else "it is not a regular file")
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for somebody who writes to it
+            raise UserError("it is a folder" if stat.S_ISDIR(status.st_mode) else "it is not a regular file")
+        if status.st_size == 0:
+            raise UserError("it is empty")
         with Image.open(path, formats=_formats()) as opened:
             if least is not None:
                 opened.draft(None, (least, least))
@@ -97,7 +100,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "it is empty, or of no known picture format"
+        return "it is of no known picture format"
     if isinstance(error, MemoryError):
         return "it is too large for the memory"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -21,7 +21,7 @@ from preresnet.data.augment import Normalisation
 from preresnet.data.crops import augmented, centre, shorter_side
 from preresnet.data.files import ImageFiles
 from preresnet.data.order import Order, generator
-from preresnet.recipe import DataSpec
+from preresnet.recipe import ImagesInFiles
 from preresnet.spec import UserError
 
 MOST_WORKERS = 16
@@ -40,7 +40,7 @@ class _Training(Dataset[Any]):
     """One augmented image, by its index, step and place in the batch."""
 
     files: ImageFiles
-    spec: DataSpec
+    spec: ImagesInFiles
     batch: int
     seed: int
 
@@ -122,7 +122,7 @@ class FileBatches:
     def __init__(
         self,
         files: ImageFiles,
-        spec: DataSpec,
+        spec: ImagesInFiles,
         normalisation: Normalisation,
         batch: int,
         seed: int,

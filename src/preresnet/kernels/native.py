@@ -1,8 +1,9 @@
 """The C++ operations for CPUs: compiled at first use for this machine, kept in a private folder, loaded and called.
 
-Three variables of the environment count. ``CXX`` names the compiler, with options if need be. ``PRERESNET_CACHE`` is the
-folder of compiled libraries (default: ``~/.cache/preresnet``); one that others may write to is not used. ``PRERESNET_MARCH``
-is the level of instructions, ``native`` (the default) or one of `LEVELS`, so that one machine tests what another has.
+Three variables of the environment count. ``CXX`` names the compiler, with options if need be. ``PRERESNET_CACHE`` is
+the folder of compiled libraries (default: ``~/.cache/preresnet``); one that others may write to is not used.
+``PRERESNET_MARCH`` is the level of instructions, ``native`` (the default) or one of `LEVELS`, so that one machine tests
+what another has.
 """
 
 import ctypes
@@ -180,8 +181,8 @@ def _library() -> ctypes.CDLL | None:
     if not _warned:
         _warned.append(found)
         warnings.warn(
-            f"the fused CPU kernels could not be compiled ({found}); PyTorch's own operations are used, which is slower. "
-            "Install a C++ compiler with OpenMP (g++ or clang++), or name one in CXX",
+            f"the fused CPU kernels could not be compiled ({found}); PyTorch's own operations are used, which is slower"
+            ". Install a C++ compiler with OpenMP (g++ or clang++), or name one in CXX",
             stacklevel=4,
         )
     return None

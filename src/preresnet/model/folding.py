@@ -45,8 +45,8 @@ class FoldedConv(nn.Module):
     def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
         """(n, c_in, h, w), and what is added to the result -> (n, c_out, h / s, w / s).
 
-        In bfloat16, sums are float32 and the result is rounded once, behind the ReLU and the addition; where oneDNN does
-        not compute it, as on most CPUs without AVX-512, a convolution in float32 of the same rounded operands does.
+        In bfloat16, sums are float32 and the result is rounded once, behind the ReLU and the addition. Where oneDNN
+        does not compute it (without AVX-512, mostly), a convolution in float32 of the same rounded operands does.
         """
         if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
             return self._composed(x, self.weight, self.bias, plus)
@@ -56,7 +56,7 @@ class FoldedConv(nn.Module):
                 self.packed = onednn.reorder(x, self.weight, *self.settings)
             fused = None if self.relu else plus
             y = onednn.convolve(x, self.packed, self.bias, *self.settings, plus=fused, relu=self.relu)
-            return y if plus is fused else y + plus
+            return y if plus is None or fused is not None else y + plus
         if x.dtype == torch.bfloat16 and not onednn.convolves(x.dtype):
             operands = (self.weight.float(), self.bias.float(), None if plus is None else plus.float())
             return self._composed(x.float(), *operands).bfloat16()

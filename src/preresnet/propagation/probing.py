@@ -17,17 +17,15 @@ from preresnet.data.order import generator
 from preresnet.model.describe import default_size
 from preresnet.model.network import Network, build
 from preresnet.paper.networks import network
-from preresnet.paper.recipes import recipe
 from preresnet.pictures import canvas, depth, heatmaps
 from preresnet.propagation import series, verdict
 from preresnet.propagation.probe import probe
-from preresnet.recipe import STREAMED, DataName, DataSpec
+from preresnet.recipe import DATA_SETS, DataName, images_of
 from preresnet.spec import UserError
 from preresnet.train import watch
 from preresnet.train.folder import read_network
 
-Data = Literal["auto", "noise", "digits", "cifar10", "cifar100", "imagenet", "folder"]
-_PHOTOGRAPHS = recipe("imagenet/resnet50-preact").data
+Data = Literal["auto", "noise"] | DataName
 PROBE_FILE, PICTURE_FILE, SERIES_PICTURE = "probe.json", "probe.png", "training.png"
 
 
@@ -151,21 +149,19 @@ def _open(name: str, settings: Settings) -> Subject:
     if path.is_dir() or name.endswith(".safetensors"):
         own = found = trained.open_weights(path)
         model = found.model
-        spec = found.data if data in ("auto", found.data.name) else None if data == "noise" else _images(data)
+        spec = found.data if data in ("auto", found.data.name) else None if data == "noise" else images_of(data)
         if spec is found.data:
             normalisation = found.normalisation
     else:
         net = read_network(path) if name.endswith(".json") else network(name)
-        spec = None if data == "auto" or data == "noise" else _images(data)
+        spec = None if data == "auto" or data == "noise" else images_of(data)
         if spec is not None:
             classes, channels = sets.shape(spec, settings.data_root)
             net = replace(net, num_classes=classes, in_channels=channels)
         model = build(net, settings.seed)
     if spec is None:
         if settings.verdict:
-            raise UserError(
-                "a verdict needs labelled images; give --data digits, cifar10, cifar100, imagenet or folder"
-            )
+            raise UserError(f"a verdict needs labelled images; give --data {', '.join(DATA_SETS)}")
         return Subject(model, "noise", lambda count: _noise(model, settings, count))
     if settings.image_size is not None:
         spec = replace(spec, image_size=settings.image_size)
@@ -179,11 +175,6 @@ def _open(name: str, settings: Settings) -> Subject:
         loaded.train, spec, normalisation, settings.batch, settings.seed, workers=0 if settings.batches == 1 else None
     )
     return Subject(model, spec.name, lambda count: [batches.at(step) for step in range(count)])
-
-
-def _images(data: DataName) -> DataSpec:
-    """A set as the paper's recipe prepares it."""
-    return replace(_PHOTOGRAPHS, name=data) if data in STREAMED else DataSpec(name=data)
 
 
 def _noise(model: Network, settings: Settings, count: int) -> list[tuple[Tensor, Tensor]]:

@@ -10,7 +10,7 @@ from preresnet.paper.recipes import recipe
 from preresnet.paper.tables import FAIL_PCT, printed
 from preresnet.recipe import Recipe
 from preresnet.report.content import RowContent, RunContent, StudyContent
-from preresnet.spec import UserError, to_json
+from preresnet.spec import UserError, from_json, to_json
 from preresnet.study import manifest, statistics
 from preresnet.study.manifest import STUDY_FILE, Manifest, Printed, RowEntry, RunEntry, Statistics
 from preresnet.train import folder, runlog, watch
@@ -196,7 +196,7 @@ def _changes(name: str, runs: Sequence[RunContent]) -> tuple[str, ...]:
     named, stored = _named(name), next((run.result["recipe"] for run in runs if "recipe" in run.result), None)
     if named is None or stored is None:
         return ()
-    was, now = flat(json.loads(to_json(named))), flat(stored)
+    was, now = (flat(json.loads(to_json(one))) for one in (named, from_json(Recipe, json.dumps(stored))))
     fields = [field for field in was | now if field not in _UNCHANGED and was.get(field) != now.get(field)]
     return tuple(f"{field} {now.get(field)} instead of {was.get(field)}" for field in fields)
 

@@ -17,7 +17,6 @@ from preresnet.data import augment, sets
 from preresnet.data.files import ImageFiles
 from preresnet.data.loaders import evaluations, fit, fixed_batch, training_batches
 from preresnet.data.sets import Images
-from preresnet.kernels import native
 from preresnet.model import memory, weights
 from preresnet.model.network import Network, build
 from preresnet.pictures import canvas, curves
@@ -97,8 +96,6 @@ def train(request: folder.Request, watch: Watch | None = None) -> dict[str, Any]
 
     normalisation = fit(data.train, recipe.data)
     kept = trained.metadata(recipe.data, data.classes, normalisation)
-    if device.type == "cpu":
-        native.keep_memory()
     log = runlog.RunLog(out, recipe.schedule.steps, state.step)
     free = devices.free_bytes(device)
     log.say(data.words())
@@ -144,7 +141,7 @@ def _loop(
     watch: Watch | None,
 ) -> None:
     recipe, last = request.recipe, request.recipe.schedule.steps
-    small_steps = int(recipe.data.small_share * last) if recipe.data.small_size else 0
+    small_steps = recipe.small_steps
     train_images = data.train.to(device)
     batches = training_batches(
         train_images, recipe.data, normalisation, recipe.global_batch, request.seed, small_steps, request.workers
