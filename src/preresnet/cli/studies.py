@@ -35,7 +35,7 @@ class Reproduce:
     rows: tuple[str, ...] = ()
     """Rows, by the name of their network or recipe, or a pattern such as 'resnet110*'; by default all."""
     seeds: int = 5
-    """Runs a row, with the seeds from 0. The paper has medians of 5."""
+    """Runs of each row, with the seeds from 0. The paper has medians of 5."""
     scale: str = ""
     """Shorten, for example steps=2000,batch=64,depth=20; the schedule keeps its shape."""
     holdout: int | None = None
@@ -93,7 +93,7 @@ class Sweep:
     holdout: int | None = None
     """As in `preresnet train`: evaluate on N training images that are kept out, never on the test set."""
     seeds: int = 1
-    """Runs a combination, with the seeds from 0."""
+    """Runs of each combination, with the seeds from 0."""
     data_root: Path | None = None
     """Folder with the official CIFAR folder (python or binary), or with train/CLASS/ and val/CLASS/, in it; without it
     CIFAR is downloaded."""

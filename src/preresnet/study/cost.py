@@ -70,7 +70,7 @@ def predict(
 
     Args:
         plan: from `preresnet.study.plan`.
-        seeds: runs a row.
+        seeds: runs of each row.
         device_name: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         out: folder of the study, for the places of the runs.
         data_root: of the data set ``folder``, whose classes and images are counted.

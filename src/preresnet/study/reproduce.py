@@ -75,7 +75,7 @@ def reproduce(plan: Plan, seeds: int, settings: Settings, progress: Progress | N
 
     Args:
         plan: from `preresnet.study.plan`.
-        seeds: runs a row, with the seeds from 0.
+        seeds: runs of each row, with the seeds from 0.
         settings: where and how.
         progress: who is told.
 

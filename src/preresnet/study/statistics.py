@@ -25,7 +25,7 @@ FEWEST_FOR_INTERVAL = 3
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured in the runs of a row; lists hold one number a run.
+    """What was measured in the runs of a row; lists hold one number for each run.
 
     Args:
         errors: at the last step, per cent; infinite for a run whose loss was not finite.
