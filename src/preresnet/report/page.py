@@ -82,7 +82,7 @@ def _shown(studies: Sequence[StudyContent]) -> Iterator[ShownStudy]:
 
 
 def _curves(study: StudyContent, names: Mapping[str, str]) -> dict[str, Picture]:
-    """A picture for each row, beside the original where the study has it; the original alone where it stands beside none."""
+    """A picture for each row, beside the original where the study has it, or of the original alone."""
     beside = {row.entry.row: study.beside(row) for row in study.rows}
     with_lines = {row.entry.row: any(run.lines for run in row.runs) for row in study.rows}
     shown_beside = {other.entry.row for row, other in beside.items() if other is not None and with_lines[row]}
