@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr
@@ -18,7 +17,7 @@ from tyro.conf import AvoidSubcommands, Positional, arg
 from preresnet import display, terminal
 from preresnet.changes import PARTS, changed
 from preresnet.cli import options, probe, studies
-from preresnet.cli.options import PROGRAM, command_line, is_file
+from preresnet.cli.options import PROGRAM, command_line, is_file, shown
 from preresnet.fields import members
 from preresnet.paper.networks import network
 from preresnet.paper.recipes import recipe
@@ -107,6 +106,9 @@ class Train:
     probe_every: int | Literal["auto"] | None = None
     """Probe the network every N steps, into probe.jsonl and probe.png of the run; the result stays the same. auto: as
     often as 3 % of the run's time allow, 100 times at most."""
+    gpu: tuple[Literal["compiled", "capture", "tensor-lr"], ...] = ()
+    """On a CUDA device, beyond PyTorch's own operations: compiled, fused passes; capture, whole steps as CUDA graphs;
+    tensor-lr, the learning rate on the device, which capture needs."""
     recipe: AvoidSubcommands[Annotated[Recipe, arg(name="")]] = ANY_RECIPE
 
     def run(self) -> int:
@@ -126,15 +128,17 @@ class Train:
             resume=self.resume,
             memory=self.memory,
             workers=self.workers,
+            gpu=self.gpu,
             name=self.name,
             command=command_line(),
         )
         result = series.train(request, self.probe_every)
         display.result(result)
+        place = () if self.data_root is None else ("--data-root", self.data_root)
         print(f"run      {self.out}")
         print(f"picture  {self.out / 'curve.png'}")
-        print(f"next     {PROGRAM} evaluate {shlex.quote(str(self.out))}")
-        print(f"report   {PROGRAM} report {shlex.quote(str(self.out))}")
+        print(f"next     {shown('evaluate', self.out, *place)}")
+        print(f"report   {shown('report', self.out)}")
         return 0
 
 
@@ -256,6 +260,9 @@ class Bench:
     """Measure answers instead of training steps."""
     memory: tuple[Literal["plain", "recompute", "units", "sqrt"], ...] = ()
     """Memory plans of ours, a row each; plain alone by default."""
+    gpu: tuple[Literal["compiled", "capture", "tensor-lr"], ...] = ()
+    """On a CUDA device, a row of ours with each of these mechanisms of `preresnet train` (capture with tensor-lr), and
+    one with all of them."""
     precision: Precision = "auto"
     """auto, float32 or bfloat16: of all but the others' default."""
     device: str = "auto"
@@ -285,6 +292,7 @@ class Bench:
             self.precision,
             self.device,
             training=not self.inference,
+            gpu=self.gpu,
             rounds=self.rounds,
             steps=self.steps,
             report=words.print,
@@ -307,7 +315,7 @@ COMMANDS: dict[str, type] = {
     "train": Train,
     "evaluate": Evaluate,
     "predict": Predict,
-    "probe": probe.Probe,
+    "probe": probe.ProbeCommand,
     "bench": Bench,
     "reproduce": studies.Reproduce,
     "sweep": studies.Sweep,
@@ -340,16 +348,11 @@ def main(arguments: list[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except Exception as error:
-        from preresnet.study.reproduce import InterruptedStudyError
-        from preresnet.train import trainer
-
-        if isinstance(error, trainer.InterruptedRunError | InterruptedStudyError):
-            print(error, file=sys.stderr)
-            return error.exit_code
-        if isinstance(error, trainer.NotFiniteError):
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        raise
+        code: int | None = getattr(error, "exit_code", None)  # a run or a study that ended without its result
+        if code is None:
+            raise
+        print(error if code > 128 else f"error: {error}", file=sys.stderr)
+        return code
 
 
 def _parse(arguments: list[str]) -> Any:

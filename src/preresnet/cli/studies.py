@@ -1,7 +1,6 @@
 """The commands about many runs."""
 
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 from preresnet import display, terminal
-from preresnet.cli.options import PROGRAM, command_line, note, read_recipe
+from preresnet.cli.options import command_line, note, read_recipe, shown
 from preresnet.spec import UserError
 
 if TYPE_CHECKING:
@@ -53,6 +52,8 @@ class Reproduce:
     """As in `preresnet train`."""
     probe_every: int | Literal["auto"] | None = None
     """As in `preresnet train`; heat maps of each row are in the report then."""
+    gpu: tuple[Literal["compiled", "capture", "tensor-lr"], ...] = ()
+    """As in `preresnet train`."""
     dry_run: bool = False
     """List the runs, with images and predicted hours on this device; train nothing."""
     records: Path | None = None
@@ -107,6 +108,8 @@ class Sweep:
     """As in `preresnet train`."""
     probe_every: int | Literal["auto"] | None = None
     """As in `preresnet train`; heat maps of each row are in the report then."""
+    gpu: tuple[Literal["compiled", "capture", "tensor-lr"], ...] = ()
+    """As in `preresnet train`."""
     dry_run: bool = False
     """List the runs, with images and predicted hours on this device; train nothing."""
     json: bool = False
@@ -142,6 +145,7 @@ def _do(plan: "Plan", given: Reproduce | Sweep) -> tuple[int, "Manifest | None"]
         device=given.device,
         memory=given.memory,
         probe_every=given.probe_every,
+        gpu=given.gpu,
         command=command_line(),
     )
     with _Bars() as bars:
@@ -151,7 +155,7 @@ def _do(plan: "Plan", given: Reproduce | Sweep) -> tuple[int, "Manifest | None"]
     else:
         display.study(found)
         print(f"study    {given.out}")
-        print(f"next     {PROGRAM} report {shlex.quote(str(given.out))}")
+        print(f"next     {shown('report', given.out)}")
     asked = {row.name for row in plan.rows}
     broken = [
         run
