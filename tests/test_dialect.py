@@ -229,7 +229,7 @@ def test_a_folded_network_answers_the_same(name: str, size: tuple[int, int], mon
     assert apart(inference.answering(single, "bfloat16")(x.float()), expected) < 2 * unfolded + 1e-2
 
 
-@pytest.mark.skipif(native.program() is None, reason="needs a C++ compiler")
+@pytest.mark.skipif(not native.available(), reason="needs a C++ compiler")
 @pytest.mark.parametrize("name", ["keras cifar 1", "keras cifar 2", "same 3x3", "same 3x3 late"])
 @pytest.mark.parametrize("size", [(16, 16), (13, 18), (2, 1)])
 def test_few_images_are_one_call(name: str, size: tuple[int, int]) -> None:
