@@ -237,7 +237,9 @@ def test_few_images_are_one_call(name: str, size: tuple[int, int]) -> None:
     x = images(3, *size).float().contiguous(memory_format=torch.channels_last)
     for dtype, rounding in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
         answer = program.answering(folded, dtype)
-        assert answer is not None
+        assert (answer is not None) is native.program_takes(dtype)
+        if answer is None:
+            continue
         with torch.inference_mode():
             assert apart(answer(x), folded(x)) < rounding
 
