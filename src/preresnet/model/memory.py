@@ -20,7 +20,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from preresnet.model.network import Network, Stage, meta
+from preresnet.model.network import Network, Stage, meta, set_fused
 from preresnet.model.units import ResidualUnit
 from preresnet.spec import NetSpec, UnitShape, UserError
 
@@ -89,7 +89,8 @@ class Saved:
 
 def without_memory(spec: NetSpec, precision: str) -> Network:
     """The network on the meta device in training mode, its operations in the types that autocast would choose."""
-    model = meta(spec).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = meta(spec)
+    set_fused(model, True)
     if precision == "bfloat16":
         for module in model.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):

@@ -55,4 +55,4 @@ def load(path: Path) -> tuple[Network, dict[str, str]]:
         model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         raise UserError(f"the tensors of {file} do not fit its network: {error}") from None
-    return model.eval(), metadata
+    return model.eval().to(memory_format=torch.channels_last), metadata  # type: ignore[call-overload]
