@@ -10,6 +10,7 @@ from torch import Tensor
 
 import preresnet
 from preresnet.model import memory
+from preresnet.spec import MemoryPlan
 from preresnet.train import capture
 from preresnet.train.capture import EAGER_STEPS, Steps
 from preresnet.train.optim import set_lr, sgd, update
@@ -125,7 +126,7 @@ def test_a_step_that_cannot_be_captured_runs_as_it_is(
     ],
 )
 def test_a_dropout_that_is_recomputed_is_not_captured(
-    recorded: list[tuple[int, ...]], name: str, plan: memory.Plan, captured: int
+    recorded: list[tuple[int, ...]], name: str, plan: MemoryPlan, captured: int
 ) -> None:
     model = preresnet.create_model(name, seed=0)
     memory.set_plan(model, plan)

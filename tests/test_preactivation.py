@@ -156,8 +156,9 @@ def test_a_fused_gate_equals_pytorch(dtype: torch.dtype, exclusive: bool) -> Non
     for shape in GATED:
         (logit, shortcut, residual, grad), bias = gating(*shape, dtype=dtype)
         inputs = [tensor.clone().requires_grad_() for tensor in (logit, bias, shortcut, residual)]
-        found = operations.gated(*inputs, exclusive=exclusive)
-        expected = operations.plain_gated(*inputs, exclusive)
+        one, vector, other, behind = inputs
+        found = operations.gated(one, vector, other, behind, exclusive=exclusive)
+        expected = operations.plain_gated(one, vector, other, behind, exclusive)
         assert found.dtype == expected.dtype == dtype
         assert error(found, expected) < ROUNDING[dtype], shape
         of_found, of_expected = (torch.autograd.grad(y, inputs, grad) for y in (found, expected))

@@ -19,7 +19,7 @@ from preresnet.kernels import native
 from preresnet.model import memory
 from preresnet.model.network import build, set_fused
 from preresnet.recipe import Optim, Precision
-from preresnet.spec import NetSpec, from_json
+from preresnet.spec import MemoryPlan, NetSpec, from_json
 from preresnet.train.capture import EAGER_STEPS, Steps, own_stream
 from preresnet.train.optim import set_lr, sgd
 
@@ -61,7 +61,7 @@ class Job:
     device: str
     precision: Precision
     training: bool
-    plan: memory.Plan = "plain"
+    plan: MemoryPlan = "plain"
     fused: bool = True
     channels_last: bool = True
     runner: Literal["eager", "compiled", "onnxruntime"] = "eager"

@@ -19,7 +19,7 @@ from preresnet.cli.options import PROGRAM, command_line, is_file, read_recipe
 from preresnet.paper.networks import network
 from preresnet.paper.recipes import recipe
 from preresnet.recipe import Precision, Recipe
-from preresnet.spec import UserError, explain, to_json
+from preresnet.spec import MemoryPlan, UserError, explain, to_json
 
 ANY_RECIPE = recipe("digits/resnet20-preact")  # what `train --help` shows; a named recipe brings its own values
 os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")  # a wrong option is answered here, not on a web page
@@ -53,12 +53,13 @@ class Describe:
     input_size: int | None = None
     """Height and width of the input; by default 224 for an ImageNet network and 32 otherwise."""
     batch: int = 128
-    """Images of the training step whose memory is predicted."""
+    """Images of the training step whose memory is predicted, in the precision that auto means on this machine."""
     json: bool = False
     """Print JSON instead of a table; "spec" in it is the specification, which --network and this command take."""
 
     def run(self) -> int:
         """Print the description."""
+        from preresnet import device as devices
         from preresnet.model.describe import describe
 
         if is_file(self.name):
@@ -69,7 +70,10 @@ class Describe:
             spec = network(self.name)
         given = {"num_classes": self.num_classes, "in_channels": self.in_channels}
         spec = replace(spec, **{name: value for name, value in given.items() if value is not None})
-        found = {"name": self.name, **describe(spec, self.input_size, self.batch), "spec": json.loads(to_json(spec))}
+        device = devices.choose("auto")
+        precision = devices.resolve("auto", device)
+        described = describe(spec, self.input_size, self.batch, precision, fused=device.type == "cpu")
+        found = {"name": self.name, **described, "spec": json.loads(to_json(spec))}
         if self.json:
             print(json.dumps(found, indent=1))
         else:
@@ -96,7 +100,7 @@ class Train:
     """Processes that read image files; by default one for each core but one."""
     resume: bool = False
     """Continue the run in --out, or start it if there is none."""
-    memory: Literal["auto", "plain", "recompute", "units", "sqrt"] = "auto"
+    memory: Literal["auto", MemoryPlan] = "auto"
     """What the backward pass recomputes to save memory; results are the same. auto: the least that fits."""
     holdout: int | None = None
     """Train on all but N training images and evaluate on those, never on the test set (data.holdout)."""
@@ -233,7 +237,7 @@ class Bench:
     ours in PyTorch's own operations; limit: ours with norms and ReLUs removed."""
     inference: bool = False
     """Measure answers instead of training steps."""
-    memory: tuple[Literal["plain", "recompute", "units", "sqrt"], ...] = ()
+    memory: tuple[MemoryPlan, ...] = ()
     """Memory plans of ours, a row each; plain alone by default."""
     precision: Precision = "auto"
     """auto, float32 or bfloat16: of all but the others' default."""

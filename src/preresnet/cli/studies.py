@@ -13,7 +13,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from preresnet import display
 from preresnet.cli.options import PROGRAM, command_line, read_recipe
-from preresnet.spec import UserError
+from preresnet.spec import MemoryPlan, UserError
 
 if TYPE_CHECKING:
     from preresnet.study.plan import Plan
@@ -47,7 +47,7 @@ class Reproduce:
     """Runs at a time that share a device."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    memory: Literal["auto", "plain", "recompute", "units", "sqrt"] = "auto"
+    memory: Literal["auto", MemoryPlan] = "auto"
     """As in `preresnet train`."""
     probe_every: int | Literal["auto"] | None = None
     """As in `preresnet train`; heat maps of each row are in the report then."""
@@ -100,7 +100,7 @@ class Sweep:
     """Runs at a time that share a device."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    memory: Literal["auto", "plain", "recompute", "units", "sqrt"] = "auto"
+    memory: Literal["auto", MemoryPlan] = "auto"
     """As in `preresnet train`."""
     probe_every: int | Literal["auto"] | None = None
     """As in `preresnet train`; heat maps of each row are in the report then."""

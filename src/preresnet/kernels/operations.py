@@ -214,12 +214,13 @@ def _norm(
         return plain_norm(x, weight, bias, running_mean, running_var, *more)
     known = None if mean is None or inv_std is None else (mean, inv_std)
     of_norm = _Settings(eps, relu, convolution)
-    y, x, mean, inv_std, var = _Norm.apply(x, weight, bias, kernel, kernel_bias, moments, known, of_norm)
-    for moved, found in ((running_mean, mean), (running_var, var)):
+    result: Any = _Norm.apply(x, weight, bias, kernel, kernel_bias, moments, known, of_norm)
+    y, x, of_batch, inv_std_of_batch, var = result
+    for moved, found in ((running_mean, of_batch), (running_var, var)):
         if moved is not None:
             with torch.no_grad():
                 moved.lerp_(found, momentum)
-    return y, x, mean, inv_std
+    return y, x, of_batch, inv_std_of_batch
 
 
 class _Addition(torch.autograd.Function):
@@ -253,8 +254,8 @@ class _Gated(torch.autograd.Function):
         if grad is None:
             return None, None, None, None, None
         if not torch.is_grad_enabled():
-            found = _ops.differentiate_gate.default(logit, bias, shortcut, residual, grad)
-            return *found, *([grad] if residual is None else []), None
+            *found, d_residual = _ops.differentiate_gate.default(logit, bias, shortcut, residual, grad)
+            return *found, grad if residual is None else d_residual, None
 
         def plain(logit: Tensor, bias: Tensor, shortcut: Tensor, residual: Tensor | None) -> Tensor:
             behind = torch.zeros_like(logit) if residual is None else residual

@@ -105,9 +105,10 @@ def apply(x: Tensor, weight: Tensor, bias: Tensor, statistics: Statistics, *, re
 def _apply(
     x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, inv_std: Tensor, relu: bool, *, dry: bool = False
 ) -> Tensor:
-    (x,), vectors = _maps(x=x), _vectors(x, weight=weight, bias=bias, mean=mean, inv_std=inv_std)
+    (x,) = _maps(x=x)
+    weight, bias, mean, inv_std = vectors = _vectors(x, weight=weight, bias=bias, mean=mean, inv_std=inv_std)
     if not (dry or _has_kernels(x)):
-        return compiled.apply(x, *vectors, relu)
+        return compiled.apply(x, weight, bias, mean, inv_std, relu)
     y = torch.empty_like(x)
     if not dry:
         native.call("apply", x.dtype, x, y, _positions(x), x.shape[1], *vectors, relu)
@@ -142,10 +143,10 @@ def differentiate(
         The gradients of x, weight and bias.
     """
     x, grad, *others = _maps(x=x, grad=grad, other=other)
-    vectors = _vectors(x, weight=weight, bias=bias, mean=mean, inv_std=inv_std)
+    weight, bias, mean, inv_std = vectors = _vectors(x, weight=weight, bias=bias, mean=mean, inv_std=inv_std)
     beside = others[0] if others else None
     if not (dry or _has_kernels(x)):
-        return compiled.differentiate(x, grad, *vectors, beside, relu)
+        return compiled.differentiate(x, grad, weight, bias, mean, inv_std, beside, relu)
     d_x, d_weight, d_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
     pointers = *vectors, d_weight, d_bias
     if not dry:
@@ -187,38 +188,41 @@ def gate(
     Returns:
         As logit.
     """
-    logit, *maps = _maps(logit=logit, shortcut=shortcut, residual=residual)
+    logit, shortcut, residual = _maps(logit=logit, shortcut=shortcut, residual=residual)
     (bias,) = _vectors(logit, bias=bias)
     if not (dry or _has_kernels(logit)):
-        return compiled.gate(logit, bias, *maps, exclusive)
+        return compiled.gate(logit, bias, shortcut, residual, exclusive)
     y = torch.empty_like(logit)
     if not dry:
-        native.call("gate", logit.dtype, logit, *maps, y, _positions(logit), logit.shape[1], bias, exclusive)
+        maps, sizes = (shortcut, residual, y), (_positions(logit), logit.shape[1])
+        native.call("gate", logit.dtype, logit, *maps, *sizes, bias, exclusive)
     return y
 
 
 def differentiate_gate(
     logit: Tensor, bias: Tensor, shortcut: Tensor, residual: Tensor | None, grad: Tensor, *, dry: bool = False
-) -> list[Tensor]:
-    """The gradients of `gate` with respect to logit, bias, shortcut and, where it has a gate, residual.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of `gate` with respect to logit, bias, shortcut and residual.
 
     Args:
         logit: what `gate` read.
         bias: the same.
         shortcut: the same.
-        residual: the same; None where it has no gate (its gradient is then ``grad``).
+        residual: the same; None where it has no gate. Its gradient is then ``grad``, and what stands for it is empty.
         grad: of the result.
     """
     logit, shortcut, grad, *others = _maps(logit=logit, shortcut=shortcut, grad=grad, residual=residual)
     (bias,), behind = _vectors(logit, bias=bias), others[0] if others else None
     if not (dry or _has_kernels(logit)):
-        return list(compiled.differentiate_gate(logit, bias, shortcut, behind, grad))
+        found = compiled.differentiate_gate(logit, bias, shortcut, behind, grad)
+        return *found[:3], found[3] if others else logit.new_empty(0)  # type: ignore[return-value]
     d_logit, d_bias, d_shortcut = torch.empty_like(logit), torch.empty_like(bias), torch.empty_like(logit)
-    d_residual = None if behind is None else torch.empty_like(logit)
-    maps, sizes = (shortcut, behind, grad, d_logit, d_shortcut, d_residual), (_positions(logit), logit.shape[1])
+    d_residual = logit.new_empty(0) if behind is None else torch.empty_like(logit)
+    maps, sizes = (shortcut, behind, grad, d_logit, d_shortcut), (_positions(logit), logit.shape[1])
     if not dry:
-        native.call("differentiate_gate", logit.dtype, logit, *maps, *sizes, bias, d_bias, behind is not None)
-    return [d_logit, d_bias, d_shortcut, *([] if d_residual is None else [d_residual])]
+        of_residual = None if behind is None else d_residual
+        native.call("differentiate_gate", logit.dtype, logit, *maps, of_residual, *sizes, bias, d_bias, bool(others))
+    return d_logit, d_bias, d_shortcut, d_residual
 
 
 # --- arguments ----------------------------------------------------------------------------------------------------
@@ -309,6 +313,7 @@ _register(
 _register("add(Tensor a, Tensor b) -> (Tensor, Tensor)", add)
 _register("gate(Tensor logit, Tensor bias, Tensor shortcut, Tensor residual, bool exclusive) -> Tensor", gate)
 _register(
-    "differentiate_gate(Tensor logit, Tensor bias, Tensor shortcut, Tensor? residual, Tensor grad) -> Tensor[]",
+    "differentiate_gate(Tensor logit, Tensor bias, Tensor shortcut, Tensor? residual, Tensor grad)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
     differentiate_gate,
 )

@@ -136,11 +136,13 @@ class Norm(nn.Module):
                 return 1 / float(self.num_batches_tracked)
         return self.momentum or 0.0
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, metadata: Any, *others: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any, **named: Any) -> None:
+        """As a BatchNorm2d: files that do not count batches are read, and the count stays."""
+        metadata: dict[str, Any] = named["local_metadata"] if "local_metadata" in named else others[0]
         key, count = prefix + "num_batches_tracked", self.num_batches_tracked
         if count is not None and (metadata.get("version") or 0) < 2 and key not in state_dict:
-            state_dict[key] = torch.tensor(0) if count.is_meta else count
-        super()._load_from_state_dict(state_dict, prefix, metadata, *others)
+            state_dict[key] = torch.zeros_like(count, device="cpu") if count.device.type == "meta" else count
+        super()._load_from_state_dict(state_dict, prefix, *others, **named)
 
 
 def fork(norm: nn.Module, x: Tensor, moments: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -199,7 +201,8 @@ def _is_free(norm: nn.Module) -> TypeGuard[Norm]:
 def _computed_in(conv: nn.Conv2d, x: Tensor) -> torch.dtype:
     """The type in which a convolution computes, where autocast may decide it."""
     kind, dtype = x.device.type, conv.weight.dtype
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and dtype != torch.float64 else dtype
+    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if casts else dtype
 
 
 def activation(pattern: str, width: int, dialect: Dialect) -> nn.Module:

@@ -11,10 +11,9 @@ from typing import Any, Literal
 import torch
 
 import preresnet.device as devices
-from preresnet.model.memory import Plan
 from preresnet.paper.networks import network
 from preresnet.recipe import Precision, Recipe
-from preresnet.spec import NetSpec, UserError, from_json, to_json
+from preresnet.spec import MemoryPlan, NetSpec, UserError, from_json, to_json
 
 RECIPE_FILE, NETWORK_FILE, RUN_FILE, RESULT_FILE = "recipe.json", "network.json", "run.json", "result.json"
 EVALUATION_FILE = (
@@ -46,7 +45,7 @@ class Request:
     data_root: Path | None = None
     device: str = "auto"
     resume: bool = False
-    memory: Literal["auto"] | Plan = "auto"
+    memory: Literal["auto"] | MemoryPlan = "auto"
     workers: int | None = None
     name: str = ""
     command: str = ""

@@ -21,7 +21,7 @@ from preresnet.kernels import native
 from preresnet.model import memory, weights
 from preresnet.model.network import Network, build
 from preresnet.recipe import Precision, Recipe
-from preresnet.spec import NetSpec, to_json
+from preresnet.spec import MemoryPlan, NetSpec, to_json
 from preresnet.train import checkpoint, curves, folder, runlog
 from preresnet.train.capture import Steps, own_stream
 from preresnet.train.optim import set_lr, sgd
@@ -113,16 +113,16 @@ def train(request: folder.Request, watch: Watch | None = None) -> dict[str, Any]
     return result
 
 
-def _plan(
-    request: folder.Request, spec: NetSpec, device: torch.device, precision: Precision
-) -> tuple[memory.Plan, int]:
+def _plan(request: folder.Request, spec: NetSpec, device: torch.device, precision: Precision) -> tuple[MemoryPlan, int]:
     """The memory plan of a run, and the bytes that a step is predicted to take."""
     recipe = request.recipe
     size, batch = recipe.data.image_size, recipe.norm_batch or recipe.global_batch
+    fused = device.type == "cpu"
     if request.memory == "auto":
-        plan, found = memory.choose(spec, size, batch, precision, devices.free_bytes(device))
+        plan, found = memory.choose(spec, size, batch, precision, devices.free_bytes(device), fused=fused)
     else:
-        plan, found = request.memory, memory.predict(spec, size, batch, precision, request.memory)
+        plan = request.memory
+        found = memory.predict(spec, size, batch, precision, plan, fused=fused)
     return plan, found["peak_bytes"]
 
 
