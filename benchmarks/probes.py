@@ -16,7 +16,8 @@ from typing import Any
 
 import preresnet
 from preresnet.paper.tables import TABLE_1, TABLE_2
-from preresnet.propagation import heatmaps, pictures, probing, series, verdict
+from preresnet.pictures import canvas, depth, heatmaps
+from preresnet.propagation import probing, series, verdict
 from preresnet.train import watch
 
 ROOT = Path(__file__).parents[1]
@@ -94,23 +95,23 @@ ORDERS = {
 }
 
 
-def draw() -> None:
+def draw_guide() -> None:
     """The pictures of the guide that records hold."""
     pair = {name: read(name) for name in ("resnet110-original", "resnet110-preact")}
     for row in ("signal", "activation", "gradient"):
-        pictures.draw(pair, IMAGES / f"probe-{row}.png", rows=(row,))
-    pictures.draw_pairs({name: one["pairs"] for name, one in pair.items()}, IMAGES / "probe-pairs.png")
+        canvas.save(depth.draw_depth(pair, rows=(row,)), IMAGES / f"probe-{row}.png")
+    canvas.save(depth.draw_pairs({name: one["pairs"] for name, one in pair.items()}), IMAGES / "probe-pairs.png")
     joins = {title: read(name) for title, name in JOINS.items()}
-    pictures.draw_lines(joins, ("factor",), IMAGES / "probe-factor.png")
-    pictures.draw_lines(joins, ("product", "signal"), IMAGES / "probe-product.png")
-    pictures.draw_lines(joins, ("straight", "gradient"), IMAGES / "probe-decay.png")
+    canvas.save(depth.draw_lines(joins, ("factor",)), IMAGES / "probe-factor.png")
+    canvas.save(depth.draw_lines(joins, ("product", "signal")), IMAGES / "probe-product.png")
+    canvas.save(depth.draw_lines(joins, ("straight", "gradient")), IMAGES / "probe-decay.png")
     orders = {title: read(name) for title, name in ORDERS.items()}
-    pictures.draw_lines(orders, ("activation", "signal", "straight", "gradient"), IMAGES / "probe-orders.png")
+    canvas.save(depth.draw_lines(orders, ("activation", "signal", "straight", "gradient")), IMAGES / "probe-orders.png")
 
 
 def draw_training(runs: list[Path]) -> None:
     """Two probed runs side by side."""
-    heatmaps.write({run.name: watch.read(run) for run in runs}, IMAGES / "probe-training.png")
+    canvas.save(heatmaps.draw_heatmaps({run.name: watch.read(run) for run in runs}), IMAGES / "probe-training.png")
 
 
 def draw_others() -> None:
@@ -126,7 +127,7 @@ def draw_others() -> None:
         "timm resnetv2_50": timm.create_model("resnetv2_50"),
     }
     probes = {title: preresnet.probe(model, (images, labels)).as_dict() for title, model in models.items()}
-    pictures.draw(probes, IMAGES / "probe-others.png", rows=("signal", "activation", "gradient"))
+    canvas.save(depth.draw_depth(probes, rows=("signal", "activation", "gradient")), IMAGES / "probe-others.png")
 
 
 def score() -> None:
@@ -168,7 +169,7 @@ if __name__ == "__main__":
         for network in sys.argv[3:] or NETWORKS:
             measure(network, Path(sys.argv[2]))
     elif sys.argv[1:] == ["pictures"]:
-        draw()
+        draw_guide()
     elif sys.argv[1:2] == ["training"] and len(sys.argv) > 2:
         draw_training([Path(name) for name in sys.argv[2:]])
     elif sys.argv[1:] == ["others"]:

@@ -9,9 +9,12 @@ SOURCE = Path(__file__).parents[1] / "src" / "preresnet"
 
 # Low to high. Names of one line are siblings, which never import each other.
 LAYERS = [
+    {"fields"},
     {"spec"},
     {"recipe"},
+    {"changes"},
     {"paper"},
+    {"pictures"},
     {"kernels"},
     {"model", "data", "device"},
     {"inference"},
@@ -19,12 +22,13 @@ LAYERS = [
     {"train"},
     {"propagation"},
     {"study", "bench"},
+    {"report"},
     {"display"},
     {"cli"},
     {"__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-TORCH_FREE = ["spec.py", "recipe.py", "paper"]
+TORCH_FREE = ["fields.py", "spec.py", "recipe.py", "changes.py", "paper"]
 
 FILES = sorted(SOURCE.rglob("*.py"))
 

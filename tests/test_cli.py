@@ -196,24 +196,6 @@ def test_the_recipe_may_come_after_options(first: list[str], tmp_path: Path) -> 
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["data"]["name"] == "digits"
 
 
-def test_a_switch_that_the_recipe_search_does_not_know_would_hide_the_recipe() -> None:
-    """Every boolean option of `train` is in the pattern that finds the recipe among the options."""
-    from dataclasses import fields
-
-    from preresnet.cli import entry
-    from preresnet.recipe import DataSpec, Optim, Recipe, Schedule
-
-    owners = {entry.Train: "", Recipe: "", DataSpec: "data.", Optim: "optim.", Schedule: "schedule."}
-    switches = [
-        f"--{prefix}{field.name.replace('_', '-')}"
-        for owner, prefix in owners.items()
-        for field in fields(owner)
-        if field.type is bool
-    ]
-    assert len(switches) == 4
-    assert all(entry._SWITCH.fullmatch(switch) for switch in switches)
-
-
 def test_a_recipe_file_changes_a_named_recipe(tmp_path: Path) -> None:
     content = {
         "base": "digits/resnet20-preact",

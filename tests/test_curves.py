@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from preresnet.train import curves
-from preresnet.train.curves import COLOURS, Curve, Seed
+from preresnet.pictures import curves
+from preresnet.pictures.canvas import COLOURS
+from preresnet.pictures.curves import Curve, Seed
 
 
 def falling(start: float, steps: int = 10) -> Seed:
@@ -50,7 +51,7 @@ def test_thinning_keeps_means_and_the_last_step() -> None:
 
 def test_loss_is_dashed_and_left_error_solid_and_right_seeds_thin_and_their_median_thick() -> None:
     pair = [Curve("ours", (falling(2), falling(3), falling(4))), Curve("beside", (falling(9),))]
-    figure = curves.draw(pair, "a title", "holdout")
+    figure = curves.draw_curves(pair, "a title", "holdout")
     left, right = lines_of(figure, 0), lines_of(figure, 1)
     assert {style for _, style, _ in left} == {"--"}
     assert {style for _, style, _ in right} == {"-"}
@@ -65,11 +66,11 @@ def test_loss_is_dashed_and_left_error_solid_and_right_seeds_thin_and_their_medi
 
 
 def test_an_unfinished_run_does_not_move_the_median() -> None:
-    figure = curves.draw([Curve("ours", (falling(2), falling(4)), (falling(90, 4),))], "", "test")
+    figure = curves.draw_curves([Curve("ours", (falling(2), falling(4)), (falling(90, 4),))], "", "test")
     thick = max(figure.axes[0].get_lines(), key=lambda line: line.get_linewidth())
     assert np.asarray(thick.get_ydata()).tolist() == pytest.approx([3 / step for step in range(1, 11)])
 
 
 def test_what_measured_nothing_is_drawn_empty() -> None:
-    figure = curves.draw([Curve("ours", (), (Seed((), ()),))], "", "test")
+    figure = curves.draw_curves([Curve("ours", (), (Seed((), ()),))], "", "test")
     assert not figure.axes[0].get_lines()

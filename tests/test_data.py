@@ -15,7 +15,7 @@ from preresnet.data.files import ImageFiles
 from preresnet.data.loaders import TrainingBatches, evaluation_batches
 from preresnet.data.order import generator
 from preresnet.data.sets import Images
-from preresnet.recipe import DataSpec
+from preresnet.recipe import ImagesInMemory
 
 RECORDS = 7  # images in each file of the small CIFAR copies below
 
@@ -161,16 +161,16 @@ def test_digits_split_is_fixed_and_stratified() -> None:
 
 
 def test_images_are_centred_on_zeros() -> None:
-    data = sets.load(DataSpec(name="digits", image_size=13), None)
+    data = sets.load(ImagesInMemory(name="digits", image_size=13), None)
     plain = digits.read()[1][0]
     assert torch.equal(resident(data.train).pixels[:, 2:10, 2:10], plain)
     assert resident(data.train).pixels.sum() == plain.sum()
     with pytest.raises(ValueError, match="8x8 do not fit image_size=7"):
-        sets.load(DataSpec(name="digits", image_size=7), None)
+        sets.load(ImagesInMemory(name="digits", image_size=7), None)
 
 
 def test_holdout_takes_training_images_only_and_always_the_same() -> None:
-    spec = DataSpec(name="digits", image_size=8, holdout=200)
+    spec = ImagesInMemory(name="digits", image_size=8, holdout=200)
     data, again, whole = sets.load(spec, None), sets.load(spec, None), sets.load(replace(spec, holdout=0), None)
     assert (data.split, whole.split) == ("holdout", "test")
     assert len(data.train) == len(whole.train) - 200
@@ -190,20 +190,20 @@ def random_images(n: int, size: int = 6, channels: int = 3) -> Images:
 
 def test_per_pixel_mean_is_subtracted() -> None:
     images = random_images(50)
-    x = augment.fit(images.pixels, DataSpec(name="cifar10"))(images.pixels)
+    x = augment.fit(images.pixels, ImagesInMemory(name="cifar10"))(images.pixels)
     assert x.mean(0).abs().max() < 1e-6
     assert torch.allclose(x[1] - x[0], (images.pixels[1].float() - images.pixels[0].float()) / 255, atol=1e-6)
 
 
 def test_channel_normalisation_has_mean_0_and_std_1() -> None:
     images = random_images(50)
-    x = augment.fit(images.pixels, DataSpec(name="cifar10", normalise="channel_mean_std"))(images.pixels)
+    x = augment.fit(images.pixels, ImagesInMemory(name="cifar10", normalise="channel_mean_std"))(images.pixels)
     assert x.mean((0, 1, 2)).abs().max() < 1e-5
     assert (x.std((0, 1, 2)) - 1).abs().max() < 1e-3
 
 
 def test_crops_and_mirrors_are_what_was_drawn() -> None:
-    spec = DataSpec(name="cifar10", pad=2)
+    spec = ImagesInMemory(name="cifar10", pad=2)
     x = torch.randn(20, 6, 6, 3)
     choices = augment.draw(20, spec, torch.Generator().manual_seed(3))
     assert choices.mirrored.any()
@@ -221,7 +221,7 @@ def test_crops_and_mirrors_are_what_was_drawn() -> None:
 
 def test_no_flip_and_no_crop_leave_images_alone() -> None:
     images = random_images(10)
-    spec = DataSpec(name="cifar10", pad=0, flip=False)
+    spec = ImagesInMemory(name="cifar10", pad=0, flip=False)
     normalisation = augment.fit(images.pixels, spec)
     x, y = TrainingBatches(images, spec, normalisation, 4, seed=0).at(0)
     assert torch.equal(x, normalisation(images.pixels[y]).permute(0, 3, 1, 2))
@@ -231,7 +231,7 @@ def test_no_flip_and_no_crop_leave_images_alone() -> None:
 @pytest.mark.parametrize("batch", [3, 10, 25])
 def test_every_image_is_seen_equally_often(batch: int) -> None:
     images = random_images(10)
-    spec = DataSpec(name="cifar10")
+    spec = ImagesInMemory(name="cifar10")
     batches = TrainingBatches(images, spec, augment.fit(images.pixels, spec), batch, seed=4)
     seen = torch.cat([batches.at(step)[1] for step in range(30 // batch * 10)])
     epochs = len(seen) // 10
@@ -242,7 +242,7 @@ def test_every_image_is_seen_equally_often(batch: int) -> None:
 
 def test_a_batch_depends_on_seed_and_step_alone() -> None:
     images = random_images(40)
-    spec = DataSpec(name="cifar10")
+    spec = ImagesInMemory(name="cifar10")
     normalisation = augment.fit(images.pixels, spec)
     walked = TrainingBatches(images, spec, normalisation, 8, seed=5)
     x, y = [walked.at(step) for step in range(12)][-1]
@@ -266,7 +266,7 @@ def test_streams_are_independent() -> None:
 def test_the_first_steps_can_be_on_small_images() -> None:
     greys = torch.arange(0, 250, 25, dtype=torch.uint8)  # each image of one grey
     images = Images(greys.view(10, 1, 1, 1).expand(10, 6, 6, 3), torch.arange(10))
-    spec = DataSpec(name="cifar10", pad=0, flip=False, image_size=6, small_size=3, small_share=0.5)
+    spec = ImagesInMemory(name="cifar10", pad=0, flip=False, image_size=6, small_size=3, small_share=0.5)
     normalisation = augment.Normalisation(torch.zeros(1, 1, 3), torch.ones(3))
     batches = TrainingBatches(images, spec, normalisation, 4, seed=0, small_steps=2)
     for step, size in ((0, 3), (1, 3), (2, 6)):
@@ -277,7 +277,7 @@ def test_the_first_steps_can_be_on_small_images() -> None:
 
 def test_evaluation_passes_every_image_once() -> None:
     images = random_images(23)
-    normalisation = augment.fit(images.pixels, DataSpec(name="cifar10"))
+    normalisation = augment.fit(images.pixels, ImagesInMemory(name="cifar10"))
     parts = list(evaluation_batches(images, normalisation, batch=10))
     assert [len(y) for _, y in parts] == [10, 10, 3]
     assert torch.cat([y for _, y in parts]).tolist() == list(range(23))

@@ -1,9 +1,13 @@
 """Image files: which there are, how they are cropped, and how they are trained and tested on."""
 
 import json
+import os
+import shutil
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,28 +15,28 @@ import torch
 from PIL import Image
 
 import preresnet
-from preresnet import display
+from preresnet import display, trained
 from preresnet.cli import main
-from preresnet.data import crops, files, sets
-from preresnet.data.files import FileBatches
+from preresnet.data import crops, files, images, sets, streaming
+from preresnet.data.streaming import FileBatches
+from preresnet.paper.networks import network
 from preresnet.paper.studies import study
-from preresnet.recipe import DataSpec, Recipe, Schedule
-from preresnet.study import manifest, plan
+from preresnet.recipe import DATA_SETS, ImagesInFiles, ImagesInMemory, Milestones, Recipe
+from preresnet.spec import Dialect, UserError
+from preresnet.study import entries, plan
 from preresnet.study.plan import run_folder
 from preresnet.study.reproduce import Settings, reproduce
 from preresnet.train import trainer
 from preresnet.train.folder import Request
 
 NAMES = ("ant", "bee", "cow")
-SPEC = DataSpec(
+SPEC = ImagesInFiles(
     name="folder",
     image_size=32,
-    normalise="channel_mean_std",
     augment="scale",
     shorter_side=(36, 68),
     test_crops=(46, 32),
     test_sides=(46, 36),
-    pad=0,
 )
 ASPECT = replace(SPEC, augment="aspect")
 
@@ -68,6 +72,147 @@ def test_the_files_of_a_folder(photos: Path) -> None:
     assert (len(held.train), len(held.evaluation), held.split) == (19, 5, "holdout")
 
 
+def put(path: Path, label: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    photo(label, 0, 40, 40).save(path, "PNG")
+
+
+def listed(found: files.ImageFiles) -> list[str]:
+    return [os.path.relpath(found.path(index), found.root) for index in range(len(found))]
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Photographs in folders of folders, and what lies among them in real life."""
+    root = tmp_path / "mixed"
+    for split in ("train", "val"):
+        for name in ("a", "b [x]\n$y$", os.fsdecode(b"c\xff")):
+            for number in (2, 10):
+                put(root / split / name / f"{number}.png")
+    a = root / "train" / "a"
+    for name in ("day2/1.PNG", "day2-b/1.png", "day2/x/1.png", "day10/1.jpg", "shots.jpg/1.png"):
+        put(a / name)
+    put(root / "elsewhere.png")
+    put(root / "train" / "loose.png")
+    (a / "linked.png").symlink_to(root / "elsewhere.png")
+    put(root / "more" / "far.png")
+    (a / "linked-folder").symlink_to(root / "more")
+    return root
+
+
+def test_folders_of_folders_are_read_as_torchvision_reads_them(mixed: Path) -> None:
+    from torchvision.datasets import ImageFolder
+
+    found, train, val = files.read("folder", mixed)
+    peer = ImageFolder(str(mixed / "train"))
+    assert list(found) == peer.classes
+    assert [str(train.path(index)) for index in range(len(train))] == [path for path, _ in peer.samples]
+    assert train.labels.tolist() == peer.targets
+    assert len(train) == 13
+    assert len(val) == 6
+    assert np.asarray(images.open_image(train.path(12))).shape == (40, 40, 3)
+    assert train.left_out == {"images in no class": 1}
+
+
+def test_what_is_no_photograph_is_left_out_and_counted(mixed: Path) -> None:
+    before = listed(files.read("folder", mixed)[1])
+    a = mixed / "train" / "a"
+    put(a / "._0.png")
+    put(a / ".cache" / "0.png")
+    put(a / "__MACOSX" / "0.png")
+    for name in ("readme.pdf", "x.mpg", "x.h5", "x.eps", "Thumbs.db", "notes"):
+        (a / name).write_bytes(b"%PDF-1.4")
+    (a / "broken.png").symlink_to("nowhere.png")
+    os.mkfifo(a / "pipe.png")
+    (a / "loop.png").symlink_to("loop.png")
+    (a / "day2" / "up").symlink_to(a)
+    (a / "day2" / "all").symlink_to(mixed / "train" / "a" / "day10")
+    _, train, val = files.read("folder", mixed)
+    assert listed(train) == before
+    ends = dict.fromkeys((".pdf", ".mpg", ".h5", ".eps", ".db", "without an extension", "images in no class"), 1)
+    assert train.left_out == ends | {"hidden": 3, "not a regular file": 3}
+    assert val.left_out == {}
+    assert train.take(torch.tensor([0, 1])).left_out == train.left_out
+
+
+def test_folders_that_link_to_each_other_end(tmp_path: Path) -> None:
+    """Twelve folders of which each links to all: as many ways through them as there are orders of twelve."""
+    for first in range(12):
+        put(tmp_path / "train" / "a" / str(first) / "0.png")
+        for second in range(12):
+            (tmp_path / "train" / "a" / str(first) / f"to{second}").symlink_to(f"../{second}")
+    assert len(files.read("folder", tmp_path, test=False)[1]) == 12
+
+
+def test_val_is_not_wanted_where_nothing_of_it_is_read(mixed: Path) -> None:
+    shutil.rmtree(mixed / "val")
+    found, train, val = files.read("folder", mixed, test=False)
+    assert (len(found), len(train), len(val)) == (3, 13, 0)
+    held = sets.load(replace(SPEC, holdout=3), mixed)
+    assert (len(held.train), len(held.evaluation)) == (10, 3)
+    with pytest.raises(UserError, match="val is not there"):
+        sets.load(SPEC, mixed)
+
+
+def test_a_set_says_what_it_holds_and_what_it_left_out(photos: Path) -> None:
+    train, val = photos / "train", photos / "val"
+    words = f"read 24 images of 3 classes from {train} to train on, 12 from {val} to test on; left out: 1 .txt"
+    assert sets.load(SPEC, photos).words() == words
+    words = f"read 19 images of 3 classes from {train} to train on, 5 from {train} held out; left out: 1 .txt"
+    assert sets.load(replace(SPEC, holdout=5), photos).words() == words
+    words = "read 1,437 images of 10 classes to train on, 360 to test on"
+    assert sets.load(ImagesInMemory(name="digits", image_size=8), None).words() == words
+
+
+def composed(form: Literal["NFC", "NFD"]) -> str:
+    return unicodedata.normalize(form, "caf\xe9")
+
+
+def test_names_are_compared_whatever_way_their_accents_are_written(tmp_path: Path) -> None:
+    """A disk of macOS keeps e and its accent apart; an archive of Linux has them as one."""
+    for split, name in (("train", composed("NFC")), ("val", composed("NFD"))):
+        put(tmp_path / split / name / "0.png")
+        put(tmp_path / split / "cafz" / "0.png")
+    found, _, val = files.read("folder", tmp_path)
+    assert found == ("cafz", composed("NFC"))
+    assert val.labels.tolist() == [0, 1]  # though NFD sorts the other way round
+    assert listed(val) == ["cafz/0.png", composed("NFD") + "/0.png"]
+    put(tmp_path / "train" / composed("NFD") / "0.png")
+    with pytest.raises(UserError, match="two folders named"):
+        files.read("folder", tmp_path)
+
+
+def test_labels_go_by_names() -> None:
+    known = ("ant", composed("NFD"), "Dog")
+    assert files.labels_by_name(("Dog", composed("NFC")), known, "x").tolist() == [2, 1]
+    with pytest.raises(UserError, match=r"class 'dog' of here is none of the 3 classes .*'Dog' is there"):
+        files.labels_by_name(("ant", "dog"), known, "here")
+
+
+def test_another_layout_is_described(tmp_path: Path) -> None:
+    put(tmp_path / "ant" / "0.png")
+    put(tmp_path / "bee" / "0.png")
+    words = r"train is not there: .* holds ant/, bee/; .*train/CLASS/.*divide the images of each class between them"
+    with pytest.raises(UserError, match=words):
+        files.read("folder", tmp_path)
+    shutil.move(tmp_path / "ant", tmp_path / "train" / "ant")
+    shutil.move(tmp_path / "bee", tmp_path / "test" / "bee")
+    with pytest.raises(UserError, match=r"val is not there: .* holds test/, train/; --data-root takes .* files$"):
+        files.read("folder", tmp_path)
+    put(tmp_path / "val" / "0.png")
+    with pytest.raises(UserError, match=r"val has no folder in it, and 1 images \('0.png', ...\).*train/CLASS/"):
+        files.read("folder", tmp_path)
+    put(tmp_path / "val" / "Ant" / "0.png")
+    with pytest.raises(UserError, match=r"class 'Ant' has no folder in .*train \('ant' is there\)"):
+        files.read("folder", tmp_path)
+    (tmp_path / "val" / "Ant").rename(tmp_path / "val" / "ant")
+    (tmp_path / "train" / "ant" / "0.png").rename(tmp_path / "train" / "ant" / "0.raw")
+    with pytest.raises(UserError, match=r"ant holds no image; left out: 1 \.raw; add some"):
+        files.read("folder", tmp_path)
+    with pytest.raises(UserError, match=r"0\.png is a file; --data-root takes a folder"):
+        files.read("folder", tmp_path / "val" / "ant" / "0.png")
+
+
 def test_what_is_wrong_with_a_folder_is_said(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--data-root"):
         sets.load(SPEC, None)
@@ -94,14 +239,14 @@ def test_what_is_wrong_with_a_folder_is_said(photos: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"pad": 4}, "pad=4"),
-        ({"augment": "pad"}, "augment=pad"),
-        ({"normalise": "per_pixel_mean"}, "normalise=per_pixel_mean"),
+        ({"pad": 4}, "pad"),
+        ({"augment": "pad"}, "augment"),
+        ({"normalise": "per_pixel_mean"}, "normalise"),
         ({"test_crops": ()}, r"test_crops=\(\)"),
         ({"test_crops": (32,)}, "a side for each"),
         ({"test_crops": (50, 32)}, "do not fit"),
         ({"shorter_side": (20, 40)}, "shorter_side"),
-        ({"name": "cifar10"}, "augment=scale is for image files"),
+        ({"name": "cifar10"}, "'imagenet' or 'folder'"),
     ],
 )
 def test_fields_that_do_not_go_with_image_files(change: dict[str, object], words: str) -> None:
@@ -181,7 +326,7 @@ def test_the_test_crop_is_the_centre() -> None:
 def test_batches_are_a_function_of_the_step_and_of_nothing_else(photos: Path) -> None:
     data = sets.load(SPEC, photos)
     assert isinstance(data.train, files.ImageFiles)
-    given = (data.train, SPEC, files.normalisation(), 10)
+    given = (data.train, SPEC, streaming.normalisation(), 10)
     walked = FileBatches(*given, seed=3, workers=0)
     seen = [walked.at(step) for step in range(4)]
     assert seen[0][0].shape == (10, 3, 32, 32)
@@ -209,13 +354,13 @@ def test_a_broken_file_is_named(photos: Path, tmp_path: Path) -> None:
     data = sets.load(SPEC, tmp_path)
     assert isinstance(data.train, files.ImageFiles)
     with pytest.raises(ValueError, match=r"half\.png: cannot be read as an image .*Replace the file"):
-        FileBatches(data.train, SPEC, files.normalisation(), 4, seed=0, workers=0).at(0)
+        FileBatches(data.train, SPEC, streaming.normalisation(), 4, seed=0, workers=0).at(0)
 
 
 RECIPE = Recipe(
     network="resnet8-preact",
     data=SPEC,
-    schedule=Schedule(steps=36, lr=0.02, milestones=(24,), warmup_steps=0),
+    schedule=Milestones(steps=36, lr=0.02, milestones=(24,), warmup_steps=0),
     global_batch=12,
     log_every=4,
     eval_every=12,
@@ -242,6 +387,99 @@ def test_a_run_on_a_folder_learns_and_is_tested_on_both_crops(
     assert json.loads(capsys.readouterr().out)["images"][0]["top"][0]["class"] == "bee"
 
 
+@pytest.fixture(scope="module")
+def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained on ant, bee and cow, which it tells apart."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    trainer.train(Request(RECIPE, out, data_root=photos, workers=0))
+    return out
+
+
+def with_folders(photos: Path, root: Path, names: dict[str, str]) -> Path:
+    """The photographs of some classes, under names of their own."""
+    for split in ("train", "val"):
+        for name, new in names.items():
+            shutil.copytree(photos / split / name, root / split / new)
+    return root
+
+
+def test_classes_are_found_by_name_in_evaluation(
+    photos: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = with_folders(photos, tmp_path / "some", {"bee": "bee", "cow": "cow"})
+    assert main(["evaluate", str(run), "--data-root", str(some), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["num_images"] == 8
+    assert found["error_pct"] < 20
+    assert [(entry["name"], entry["num_images"]) for entry in found["classes"]] == [("ant", 0), ("bee", 4), ("cow", 4)]
+    assert main(["evaluate", str(run), "--data-root", str(some)]) == 0
+    assert main(["probe", str(run), "--data-root", str(some), "--batch", "4", "--json"]) == 0
+    more = with_folders(photos, tmp_path / "more", {"ant": "ant", "bee": "bee", "cow": "cow"})
+    with_folders(photos, more, {"ant": "auk", "bee": "Bee"})
+    capsys.readouterr()
+    for command in (["evaluate"], ["probe", "--batch", "4"]):
+        assert main([*command, str(run), "--data-root", str(more)]) == 2
+        said = capsys.readouterr().err
+        assert "class 'Bee'" in said
+        assert "none of the 3 classes that the network was trained on ('ant', 'bee', 'cow') ('bee' is there)" in said
+
+
+def test_a_run_is_not_resumed_on_other_classes(photos: Path, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    renamed = with_folders(photos, tmp_path / "renamed", {"ant": "ant", "bee": "dog", "cow": "cow"})
+    fewer = with_folders(photos, tmp_path / "fewer", {"ant": "ant", "cow": "cow"})
+    more = with_folders(photos, tmp_path / "more", {"ant": "ant", "bee": "bee", "cow": "cow"} | {"bee": "elk"})
+    shutil.copytree(photos / "train" / "bee", more / "train" / "bee")
+    shutil.copytree(photos / "val" / "bee", more / "val" / "bee")
+    for root, words in ((renamed, "class 'dog' of"), (fewer, "no images of class 'bee'"), (more, "class 'elk' of")):
+        with pytest.raises(UserError, match=words):
+            trainer.train(Request(RECIPE, tmp_path / "run", data_root=root, workers=0, resume=True))
+    same = trainer.train(Request(RECIPE, tmp_path / "run", data_root=photos, workers=0, resume=True))
+    assert same["error_pct"] == json.loads((run / "result.json").read_text())["error_pct"]
+
+
+def test_training_says_what_it_read(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = replace(RECIPE, schedule=Milestones(steps=1, lr=0.02, milestones=(), warmup_steps=0), global_batch=2)
+    trainer.train(Request(short, tmp_path / "run", data_root=photos, workers=0))
+    assert f"read 24 images of 3 classes from {photos / 'train'} to train on" in capsys.readouterr().err
+
+
+def test_folders_are_predicted_and_what_is_broken_in_them_is_named(
+    photos: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = with_folders(photos, tmp_path / "new", {"bee": "[b]$x$"}) / "val"
+    put(place / os.fsdecode(b"caf\xe9.png"), 1)
+    (place / "half.png").write_bytes((photos / "val" / "bee" / "0.png").read_bytes()[:500])
+    (place / "list.txt").write_text("not an image")
+    (tmp_path / "empty").mkdir()
+    given = ["predict", str(run), str(place), str(tmp_path / "empty"), "--precision", "float32"]
+    assert main([*given, "--json"]) == 2
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    names = ["[b]$x$/0.png", "[b]$x$/1.png", "[b]$x$/2.png", "[b]$x$/3.png"]
+    assert [answer["image"] for answer in found["images"]] == [
+        str(place / name) for name in (os.fsdecode(b"caf\xe9.png"), *names)
+    ]
+    assert all(answer["top"][0]["class"] == "bee" for answer in found["images"])
+    assert list(found["errors"]) == [str(tmp_path / "empty"), str(place / "half.png")]
+    assert f"{place}: 6 images; left out: 1 .txt" in said.err
+    assert "half.png: cannot be read as an image" in said.err
+    assert "empty holds no image" in said.err
+    assert main(given) == 2
+    assert "[b]$x$/0.png" in capsys.readouterr().out
+    assert main(["predict", str(run), str(place / "[b]$x$")]) == 0
+
+
+def test_predict_is_a_function_of_python_too(photos: Path, run: Path) -> None:
+    paths = [photos / "val" / name / f"{number}.png" for number in range(4) for name in NAMES]
+    answers, broken = trained.predict(trained.open_weights(run), [*paths[:2], photos / "absent.png", *paths[2:]])
+    assert [answer["image"] for answer in answers] == [str(path) for path in paths]
+    right = [answer["top"][0]["class"] == path.parent.name for answer, path in zip(answers, paths, strict=True)]
+    assert sum(right) >= 10
+    assert list(broken) == [str(photos / "absent.png")]
+
+
 def test_the_recipe_of_table_5() -> None:
     recipe = preresnet.recipe("imagenet/resnet152-original")
     assert (recipe.global_batch, recipe.norm_batch, recipe.schedule.lr) == (256, 32, 0.1)
@@ -250,9 +488,14 @@ def test_the_recipe_of_table_5() -> None:
     assert [recipe.schedule.at(step) for step in (0, 30 * epoch - 1)] == [0.1, 0.1]  # no warm-up
     assert recipe.schedule.at(30 * epoch) == pytest.approx(0.01)
     assert recipe.schedule.at(60 * epoch) == pytest.approx(0.001)
-    assert (recipe.data.augment, recipe.data.shorter_side, recipe.data.test_crops) == ("scale", (256, 480), (320, 224))
+    assert recipe.data == ImagesInFiles(
+        name="imagenet", image_size=224, augment="scale", shorter_side=(256, 480), test_crops=(320, 224)
+    )
     dagger = preresnet.recipe("imagenet/resnet200-preact-aspect")
-    assert (dagger.data.augment, dagger.optim.nesterov) == ("aspect", True)
+    assert (dagger.data, dagger.optim.nesterov) == (replace(recipe.data, augment="aspect"), True)
+    assert network(dagger.network) == replace(
+        network("resnet200-preact"), dialect=Dialect(dimension_change="projection", stride_position="spatial")
+    )  # preresnet.lua strides in the 3x3
     with pytest.raises(ValueError, match="resnet110-preact is a network for CIFAR"):
         preresnet.recipe("imagenet/resnet110-preact")
 
@@ -260,7 +503,7 @@ def test_the_recipe_of_table_5() -> None:
 def test_table_5_is_run_and_its_first_two_rows_test_one_run(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(files.CLASSES, "imagenet", len(NAMES))
+    monkeypatch.setitem(DATA_SETS, "imagenet", replace(DATA_SETS["imagenet"], classes=len(NAMES)))
     made = plan.of_paper(study("table5"), ("*152-original*",), plan.parse_scale("steps=8,batch=3,depth=18"))
     small = replace(SPEC, name="imagenet", test_crops=(320, 224), test_sides=(320, 256))
     rows = tuple(replace(row, recipe=replace(row.recipe, data=small, network="resnet18-original")) for row in made.rows)
@@ -268,9 +511,9 @@ def test_table_5_is_run_and_its_first_two_rows_test_one_run(
     assert rows[0].recipe.norm_batch == 3
     out = tmp_path / "study"
     settings = Settings(out, data_root=photos)
-    waiting = manifest.open_study(out, replace(made, rows=rows), [0], "")
+    waiting = entries.open_study(out, replace(made, rows=rows), [0], "")
     out.mkdir()
-    manifest.write(out, waiting)
+    entries.write(out, waiting)
     trainer.train(Request(rows[0].recipe, run_folder(out, rows[0], 0), data_root=photos, workers=0))
     found = reproduce(replace(made, rows=rows), 1, settings)  # nothing is left to be trained
     result = json.loads((out / "imagenet-resnet18-original" / "seed0" / "result.json").read_text())

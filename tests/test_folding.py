@@ -6,11 +6,13 @@ from itertools import product
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from preresnet import device as devices
 from preresnet import inference
 from preresnet.inference import answering
-from preresnet.kernels import native
+from preresnet.kernels import native, onednn
 from preresnet.model import folding, program
 from preresnet.model.network import Network, build
 from preresnet.model.preactivation import Norm
@@ -101,7 +103,34 @@ def test_a_batch_answered_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(answering(model, "float32")(x), whole, rtol=1e-12, atol=1e-12)
 
 
-needs_compiler = pytest.mark.skipif(native.program() is None, reason="needs a C++ compiler")
+def test_bfloat16_without_onednn_rounds_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "convolves", lambda dtype: dtype != torch.bfloat16)
+    conv = nn.Conv2d(24, 16, 3, padding=1)
+    source = torch.Generator().manual_seed(0)
+    x, plus = (torch.randn(2, c, 9, 9, generator=source).bfloat16() for c in (24, 16))
+    for after in (nn.Identity(), nn.ReLU()):
+        folded = folding.FoldedConv(conv, after, torch.bfloat16)
+        with torch.inference_mode():
+            found = folded(x, plus)
+        exact = after(F.conv2d(x.double(), folded.weight.double(), folded.bias.double(), padding=1)) + plus.double()
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-5)
+
+
+def test_bfloat16_is_the_hardwares_only_where_onednn_may_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    monkeypatch.setattr(onednn, "convolves", lambda dtype: True)
+    for limit, whether in (("", True), ("AVX512_CORE_BF16", True), ("avx512_core", False), ("AVX2", False)):
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        assert devices.computes_bfloat16(cpu) == whether
+        assert devices.resolve("auto", cpu) == ("bfloat16" if whether else "float32")
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    monkeypatch.setattr(onednn, "convolves", lambda dtype: dtype != torch.bfloat16)
+    assert not devices.computes_bfloat16(cpu)
+
+
+needs_compiler = pytest.mark.skipif(not native.available(), reason="needs a C++ compiler")
 
 
 PROGRAMS = [
@@ -118,6 +147,8 @@ PROGRAMS = [
 def test_a_program_computes_what_the_folded_network_does(
     name: str, images: int, height: int, width: int, dtype: torch.dtype, rounding: float
 ) -> None:
+    if not native.program_takes(dtype):
+        pytest.skip(f"this processor does not multiply {dtype}")
     spec = network(name, num_classes=7, in_channels=2)
     model, _ = used(spec)
     folded = folding.folded(model.float(), torch.float32)

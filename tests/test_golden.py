@@ -19,7 +19,7 @@ from preresnet.kernels import native
 from preresnet.model.network import Network
 from preresnet.model.preactivation import Norm
 from preresnet.paper.networks import ORDERS, SHORTCUTS
-from preresnet.recipe import Optim
+from preresnet.recipe import SGD
 from preresnet.spec import Dialect, Dropout, NetSpec, StageSpec, StemSpec, UnitSpec
 from preresnet.train.optim import set_lr, sgd, update
 
@@ -66,7 +66,7 @@ def losses(spec: NetSpec, *, channels_last: bool = True) -> list[float]:
     model.head.linear.bias.data.zero_()
     size = 16 if spec.stem.activated else 8
     x, y = draw(8, spec.in_channels, size, size), torch.arange(8) % spec.num_classes
-    optimizer = sgd(model, Optim())
+    optimizer = sgd(model, SGD())
     set_lr(optimizer, 0.05)
     before = torch.get_num_threads()
     torch.set_num_threads(1)

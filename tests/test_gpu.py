@@ -8,7 +8,7 @@ import torch
 
 import preresnet
 from preresnet import device as devices
-from preresnet.recipe import Precision, Schedule
+from preresnet.recipe import Milestones, Precision
 from preresnet.train.capture import Steps, own_stream
 from preresnet.train.folder import Request
 from preresnet.train.optim import set_lr, sgd, update
@@ -90,7 +90,7 @@ def test_auto_precision_trains_digits(tmp_path: Path) -> None:
 
 def test_a_gpu_run_resumes(tmp_path: Path) -> None:
     recipe = preresnet.recipe("digits/resnet20-preact")
-    recipe = replace(recipe, schedule=Schedule(steps=20, warmup_steps=0), save_every=10, eval_every=10)
+    recipe = replace(recipe, schedule=Milestones(steps=20, warmup_steps=0), save_every=10, eval_every=10)
     train(Request(recipe, tmp_path / "run", device="cuda"))
     again = train(Request(recipe, tmp_path / "run", device="cuda", resume=True))
     assert again["steps"] == 20

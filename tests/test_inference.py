@@ -3,7 +3,7 @@ import torch
 
 import preresnet
 from preresnet import inference
-from preresnet.recipe import DataSpec
+from preresnet.recipe import ImagesInMemory
 
 
 def answers(classes: list[int], confidence: float = 0.9, num_classes: int = 3) -> torch.Tensor:
@@ -68,7 +68,7 @@ def test_a_weights_file_needs_nothing_else(tmp_path) -> None:
 
     model = preresnet.create_model("resnet8-preact", num_classes=4, in_channels=1, seed=0)
     normalisation = Normalisation(torch.rand(8, 8, 1), torch.tensor([0.3]))
-    data = DataSpec(name="digits", image_size=8)
+    data = ImagesInMemory(name="digits", image_size=8)
     weights.save(tmp_path / "w.safetensors", model, trained.metadata(data, "abcd", normalisation))
     opened = trained.open_weights(tmp_path / "w.safetensors")
     assert opened.classes == ("a", "b", "c", "d")

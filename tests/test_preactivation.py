@@ -1,10 +1,6 @@
 """The fused batch norm, ReLU and convolution against PyTorch's own operations."""
 
-import os
-import subprocess
-import sys
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
@@ -383,32 +379,3 @@ def test_gradients_at_taps_are_whole() -> None:
         found.append(torch.autograd.grad(taps["logits"].square().sum(), inputs))
     for fused_grad, plain_grad in zip(*found, strict=True):
         assert error(fused_grad, plain_grad) < 1e-9
-
-
-def test_without_a_compiler_there_is_one_warning_and_the_same_result(tmp_path: Path) -> None:
-    script = """
-import warnings
-import torch
-from preresnet import create_model
-model = create_model("resnet8-preact", seed=0).to(memory_format=torch.channels_last)
-x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    for _ in range(2):
-        value = model(x).square().sum()
-        value.backward()
-print(value.item(), *[str(w.message) for w in caught if "fused CPU kernels" in str(w.message)], sep="\\n")
-"""
-    environment = {**os.environ, "PRERESNET_CACHE": str(tmp_path / "cache")}
-    answers = []
-    for extra in ({}, {"CXX": str(tmp_path / "none")}):
-        done = subprocess.run(
-            [sys.executable, "-c", script], env=environment | extra, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        answers.append(done.stdout.splitlines())
-    assert len(answers[0]) == 1
-    assert len(answers[1]) == 2
-    assert "Install a C++ compiler" in answers[1][1]
-    assert float(answers[1][0]) == pytest.approx(float(answers[0][0]), rel=1e-4)
-    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".so"]

@@ -15,7 +15,8 @@ import preresnet
 from preresnet.cli import main
 from preresnet.data import loaders, sets
 from preresnet.data.loaders import TrainingBatches
-from preresnet.propagation import heatmaps, pictures, series, verdict
+from preresnet.pictures import canvas, depth, heatmaps
+from preresnet.propagation import series, verdict
 from preresnet.propagation.probe import Probe, probe
 from preresnet.recipe import Recipe
 from preresnet.train import runlog, watch
@@ -252,8 +253,9 @@ def test_runs_of_one_name_are_told_apart(run: Path, tmp_path: Path, monkeypatch:
     for place in ("a", "b"):
         shutil.copytree(run, tmp_path / place / "seed0")
     drawn: list[list[str]] = []
-    monkeypatch.setattr(pictures, "draw", lambda probes, path: drawn.append(list(probes)))
-    monkeypatch.setattr(heatmaps, "write", lambda runs, path: drawn.append(list(runs)))
+    monkeypatch.setattr(depth, "draw_depth", lambda probes: drawn.append(list(probes)))
+    monkeypatch.setattr(heatmaps, "draw_heatmaps", lambda runs: drawn.append(list(runs)))
+    monkeypatch.setattr(canvas, "save", lambda figure, path: None)
     names = [str(tmp_path / place / "seed0") for place in ("a", "b")]
     assert call("probe", names[0], "--against", names[1], "--out", str(tmp_path / "out"), "--batch", "4") == 0
     assert drawn == [names, names]
@@ -276,17 +278,17 @@ def test_bad_input_of_the_command(run: Path, capsys: pytest.CaptureFixture[str])
 
 def test_svg_and_other_pictures(tmp_path: Path) -> None:
     found = probe(preresnet.create_model("resnet8-plain", seed=0), torch.randn(3, 3, 8, 8)).as_dict()
-    pictures.draw({"plain": found}, tmp_path / "a.svg")
+    canvas.save(depth.draw_depth({"plain": found}), tmp_path / "a.svg")
     assert (tmp_path / "a.svg").read_text().lstrip().startswith("<?xml")
-    lines: tuple[pictures.Line, ...] = ("signal", "activation", "factor", "product", "straight", "gradient")
-    pictures.draw_lines({"plain": found}, lines, tmp_path / "b.png")
+    quantities: tuple[depth.Quantity, ...] = ("signal", "activation", "factor", "product", "straight", "gradient")
+    canvas.save(depth.draw_lines({"plain": found}, quantities), tmp_path / "b.png")
     runs = [{"first": "stages.0.units.0", "from_first": [1e-8, 1e-7, None]}]
-    pictures.draw_pairs({"one": runs, "two": runs}, tmp_path / "d.png")
+    canvas.save(depth.draw_pairs({"one": runs, "two": runs}), tmp_path / "d.png")
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("a.svg", "b.png", "d.png"))
     with pytest.raises(ValueError, match=r"a picture is .png or .svg"):
-        pictures.draw({"plain": found}, tmp_path / "a.pdf")
+        canvas.save(depth.draw_depth({"plain": found}), tmp_path / "a.pdf")
     with pytest.raises(ValueError, match="nothing was probed in this run"):
-        heatmaps.write({"run": []}, tmp_path / "c.png")
+        heatmaps.draw_heatmaps({"run": []})
 
 
 # --- the verdict ---------------------------------------------------------------------------------------------------

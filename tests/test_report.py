@@ -14,8 +14,8 @@ from PIL import Image
 from report_folders import make_run, make_study, probed_line
 
 from preresnet.cli import main
-from preresnet.propagation import heatmaps
-from preresnet.study import figures, page, report
+from preresnet.pictures import answers, heatmaps
+from preresnet.report import drawings, gather, page
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -245,16 +245,16 @@ def test_a_colour_of_heat_maps_means_the_same_in_all_of_them() -> None:
     runs = [[probed_line(step, seed) for step in (0, 400, 800)] for seed in (0, 5)]
     limits = []
     for one in runs:
-        drawn = heatmaps.draw({"a run": one}, runs)
+        drawn = heatmaps.draw_heatmaps({"a run": one}, runs)
         limits.append([axes.images[0].get_clim() for axes in drawn.axes if axes.images])
     assert limits[0] == limits[1]
     assert limits[0][0] == pytest.approx((0.0, math.log10(14 * 1.5**8)))
-    alone = heatmaps.draw({"a run": runs[0]})
+    alone = heatmaps.draw_heatmaps({"a run": runs[0]})
     assert alone.axes[0].images[0].get_clim() == pytest.approx((0.0, math.log10(9 * 1.5**8)))
 
 
 def test_heat_maps_show_each_step_where_it_is() -> None:
-    drawn = heatmaps.draw({"a run": [probed_line(step, 0) for step in (0, 100, 800)]})
+    drawn = heatmaps.draw_heatmaps({"a run": [probed_line(step, 0) for step in (0, 100, 800)]})
     image = drawn.axes[0].images[0]
     assert image.get_extent() == [0, 800, 0.5, 9.5]
     shown = image.get_array()
@@ -297,7 +297,7 @@ def test_a_paper_row_trained_alone_stands_beside_the_papers_number_and_names_wha
 def test_each_network_is_drawn_beside_the_original_of_its_depth(tmp_path: Path) -> None:
     names = "resnet110-original", "resnet164-original", "resnet164-preact", "resnet110-preact-1layer", "resnet110-plain"
     runs = [make_run(tmp_path / name, 0, f"cifar10/{name}", 9.0) for name in names]
-    (study,) = report.gather(runs)
+    (study,) = gather.gather(runs)
     beside = {row.network: other.network if (other := study.beside(row)) else None for row in study.rows}
     assert beside == {
         "resnet110-original": None,
@@ -315,7 +315,7 @@ def test_a_sweep_is_drawn_beside_its_first_row(tmp_path: Path) -> None:
     for name in ("recipe.json", "result.json"):
         content = json.loads((runs[1] / name).read_text())
         (runs[1] / name).write_text(json.dumps(recipe if name == "recipe.json" else content | {"recipe": recipe}))
-    (study,) = report.gather(runs)
+    (study,) = gather.gather(runs)
     assert [row.label for row in study.rows] == [
         "resnet20-preact, digits, digits/resnet20-preact",
         "resnet20-preact, digits, schedule.lr 0.4 instead of 0.2",
@@ -390,7 +390,7 @@ def test_bad_folders_are_one_clear_error(tmp_path: Path, capsys: pytest.CaptureF
         "empty": "neither a study's folder nor a run's",
         "runs": f"name the folders inside it: {tmp_path / 'runs' / 'one'}",
         "cut": "cannot read",
-        "lacking": "command: Field required",
+        "lacking": "command: it is missing",
         "other": "evaluation.json does not hold confusion, calibration; `preresnet evaluate",
         "probed": "probe.jsonl has lines without residual_rms, straight, rest; move it away",
         "broken": f"cannot read {tmp_path / 'broken' / 'result.json'}",
@@ -428,11 +428,11 @@ def test_colours_keep_the_contrast_of_wcag_aa_light_and_dark(whole: Path) -> Non
                 assert contrast(colours[letters], colours[ground]) >= 4.5, (letters, ground)
         for line in ("--first", "--second"):
             assert contrast(colours[line], colours["--page"]) >= 3
-        for level in range(len(figures.HEAT)):
-            letters = "--on-heat" if level >= figures.LIGHT_FROM else "--text"
+        for level in range(len(answers.HEAT)):
+            letters = "--on-heat" if level >= answers.LIGHT_FROM else "--text"
             assert contrast(colours[letters], colours[f"--heat-{level}"]) >= 4.5, level
-    for colour, variable in figures.THEME.items():
-        if colour != figures.LIGHT:
+    for colour, variable in drawings.THEME.items():
+        if colour != answers.LIGHT:
             assert light[variable] == colour  # the files show what the light page shows
 
 

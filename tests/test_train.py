@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import preresnet
-from preresnet.recipe import Optim, Recipe, Schedule
+from preresnet.recipe import SGD, Milestones, Muon, OneCycle, Recipe
 from preresnet.spec import from_json, to_json
 from preresnet.train import runlog, trainer
 from preresnet.train.folder import Request
@@ -180,7 +180,7 @@ def test_resuming_a_finished_run_changes_nothing_but_the_words(finished: Path) -
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    recipe = small(schedule=Schedule(steps=2, lr=0.1, warmup_steps=0), save_every=1)
+    recipe = small(schedule=Milestones(steps=2, lr=0.1, warmup_steps=0), save_every=1)
     train(Request(recipe, tmp_path / "run"))
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"half a checkpo")
     with pytest.raises(ValueError, match=r"cannot resume from .*checkpoint\.pt"):
@@ -189,7 +189,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     # The second update multiplies weights by about 1e30; the loss of step 10 or so overflows.
-    recipe = small(schedule=Schedule(steps=40, lr=1e30, warmup_lr=0.01, warmup_steps=8, milestones=()), save_every=4)
+    recipe = small(schedule=Milestones(steps=40, lr=1e30, warmup_lr=0.01, warmup_steps=8, milestones=()), save_every=4)
     with pytest.raises(trainer.NotFiniteError, match=r"the loss was (nan|inf) at step (9|10);"):
         train(Request(recipe, tmp_path / "run"))
     kept = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
@@ -198,7 +198,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 
 
 def test_a_holdout_run_never_evaluates_on_the_test_set(tmp_path: Path) -> None:
-    recipe = small(schedule=Schedule(steps=4, warmup_steps=0))
+    recipe = small(schedule=Milestones(steps=4, warmup_steps=0))
     result = train(Request(replace(recipe, data=replace(recipe.data, holdout=100)), tmp_path / "run"))
     assert (result["split"], result["num_images"]) == ("holdout", 100)
     assert "best_error_pct_chosen_on_holdout" in result
@@ -210,7 +210,7 @@ def test_the_network_may_come_from_a_file(tmp_path: Path) -> None:
     spec = network("resnet8-preact")
     spec = replace(spec, dialect=replace(spec.dialect, norm_eps=1e-3))
     (tmp_path / "net.json").write_text(json.dumps({"spec": json.loads(to_json(spec))}))
-    recipe = small(network=str(tmp_path / "net.json"), schedule=Schedule(steps=1, warmup_steps=0))
+    recipe = small(network=str(tmp_path / "net.json"), schedule=Milestones(steps=1, warmup_steps=0))
     train(Request(recipe, tmp_path / "run"))
     model = preresnet.load(tmp_path / "run")
     assert model.spec.dialect.norm_eps == 1e-3
@@ -218,7 +218,7 @@ def test_the_network_may_come_from_a_file(tmp_path: Path) -> None:
 
 
 def test_the_recipe_learns(tmp_path: Path) -> None:
-    recipe = small(network="resnet8-preact", schedule=Schedule(steps=150, lr=0.2, shape="one_cycle", warmup_steps=30))
+    recipe = small(network="resnet8-preact", schedule=OneCycle(steps=150, lr=0.2, warmup_steps=30))
     result = train(Request(replace(recipe, global_batch=64), tmp_path / "run"))
     assert result["error_pct"] < 15  # chance is 90
 
@@ -233,7 +233,7 @@ def test_parts_of_a_batch_add_up_to_its_mean_gradient() -> None:
     losses, weights = [], []
     for norm_batch in (None, 2):
         model = linear_model()
-        optimizer = sgd(model, Optim())
+        optimizer = sgd(model, SGD())
         set_lr(optimizer, 0.1)
         losses.append(update(model, optimizer, x, y, norm_batch, "float32")[0])
         weights.append(model[1].weight.detach())  # type: ignore[index]
@@ -245,7 +245,7 @@ def test_norm_batch_is_what_a_norm_sees() -> None:
     norm = nn.BatchNorm2d(3, momentum=1.0)
     model = nn.Sequential(norm, nn.Flatten(), nn.Linear(12, 4))
     x, y = torch.randn(8, 3, 2, 2), torch.arange(8) % 4
-    optimizer = sgd(model, Optim())
+    optimizer = sgd(model, SGD())
     update(model, optimizer, x, y, 4, "float32")
     assert norm.running_mean is not None
     assert torch.allclose(norm.running_mean, x[4:].mean((0, 2, 3)), atol=1e-6)
@@ -254,7 +254,7 @@ def test_norm_batch_is_what_a_norm_sees() -> None:
 def test_sgd_is_the_papers_update() -> None:
     """v = m v + (g + d w); w = w - lr v, by hand over three steps."""
     model = linear_model()
-    optimizer = sgd(model, Optim(momentum=0.9, weight_decay=0.01))
+    optimizer = sgd(model, SGD(momentum=0.9, weight_decay=0.01))
     weight = model[1].weight.detach().clone()  # type: ignore[index]
     velocity = torch.zeros_like(weight)
     x, y = torch.randn(8, 3, 2, 2).double(), torch.arange(8) % 4
@@ -268,16 +268,16 @@ def test_sgd_is_the_papers_update() -> None:
 
 def test_decay_can_leave_norms_and_biases_alone() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 4))
-    groups = sgd(model, Optim(decay_all=False)).param_groups
+    groups = sgd(model, SGD(decay_all=False)).param_groups
     assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [(1, 1e-4), (3, 0.0)]
-    assert len(sgd(model, Optim()).param_groups) == 1
+    assert len(sgd(model, SGD()).param_groups) == 1
 
 
 def test_orthogonal_steps_turn_all_directions_alike_and_keep_the_norm() -> None:
     torch.manual_seed(0)
     convolutions = nn.Conv2d(6, 4, 3, bias=False), nn.Conv2d(4, 4, 3, bias=False)
     model = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(16, 4))
-    optimizer = sgd(model, Optim(momentum=0.9, nesterov=True, weight_decay=0.0, orthogonal_scale=0.25))
+    optimizer = sgd(model, Muon(momentum=0.9, nesterov=True, weight_decay=0.0, orthogonal_scale=0.25))
     set_lr(optimizer, 0.4)
     kernels = [convolution.weight for convolution in convolutions]
     x, y = torch.randn(8, 6, 6, 6), torch.arange(8) % 4
@@ -292,7 +292,7 @@ def test_orthogonal_steps_turn_all_directions_alike_and_keep_the_norm() -> None:
 
 
 def test_orthogonal_steps_are_resumed_too(tmp_path: Path) -> None:
-    recipe = small(optim=Optim(nesterov=True, orthogonal_scale=0.25))
+    recipe = small(optim=Muon(nesterov=True, orthogonal_scale=0.25))
     train(Request(recipe, tmp_path / "whole"))
 
     class StopError(Exception):
@@ -314,7 +314,7 @@ def test_orthogonal_steps_are_resumed_too(tmp_path: Path) -> None:
 
 
 def test_random_state_of_the_caller_is_not_the_runs(tmp_path: Path) -> None:
-    recipe = small(schedule=Schedule(steps=3, warmup_steps=0))
+    recipe = small(schedule=Milestones(steps=3, warmup_steps=0))
     torch.manual_seed(1)
     train(Request(recipe, tmp_path / "one"))
     torch.manual_seed(2)

@@ -1,15 +1,20 @@
-"""Which device computes, in which precision, and what is it called?"""
+"""Devices: choosing one, the precision that it computes in, its free memory and its name."""
 
+import ctypes
 import os
 import platform
 import sys
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import nn
 
+from preresnet.kernels import onednn
 from preresnet.recipe import Precision
 from preresnet.spec import UserError
+
+GROUP = Path("/sys/fs/cgroup")  # of this process, where it runs in a container
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -32,15 +37,20 @@ def choose(name: str) -> torch.device:
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 natively: AVX512-BF16 or AMX on a CPU, Ampere or later on CUDA."""
+    """Whether the hardware multiplies bfloat16 natively: AVX512-BF16 or AMX on a CPU, Ampere or later on CUDA.
+
+    On a CPU, also whether oneDNN may use it (``ONEDNN_MAX_CPU_ISA``).
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
     if hasattr(torch.cpu, "get_capabilities"):
         found = torch.cpu.get_capabilities()
-        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        native = bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return native and onednn.multiplies_bfloat16()
 
 
 def resolve(precision: Precision, device: torch.device) -> Precision:
@@ -72,15 +82,31 @@ def free_bytes(device: torch.device) -> int:
     """Memory that a process may still take on a device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    if not hasattr(os, "sysconf"):
+        return _free_on_windows()
     free = os.sysconf("SC_AVPHYS_PAGES" if sys.platform == "linux" else "SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
-        with open("/proc/meminfo") as lines:  # what the file cache would give back is free as well
-            free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
-            free = min(free, int(limit.read()) - int(used.read()))
+        # what the file cache would give back is free as well
+        free = _entry("/proc/meminfo", "MemAvailable:") * 1024
+        used = int((GROUP / "memory.current").read_text()) - _entry(GROUP / "memory.stat", "inactive_file")
+        free = min(free, int((GROUP / "memory.max").read_text()) - used)
     except (OSError, StopIteration, ValueError):  # no such files, or no limit ("max")
         pass
     return free
+
+
+def _entry(path: Path | str, name: str) -> int:
+    """The number behind a name at the start of a line."""
+    lines = (line.split() for line in Path(path).read_text().splitlines())
+    return next(int(words[1]) for words in lines if words[0] == name)
+
+
+def _free_on_windows() -> int:
+    status = (ctypes.c_ulonglong * 8)(
+        64
+    )  # MEMORYSTATUSEX: its size and the load; then of physical memory all, and free
+    ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined]
+    return status[2]
 
 
 def describe(device: torch.device) -> str:

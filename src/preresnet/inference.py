@@ -1,4 +1,4 @@
-"""How good is a network, counted exactly, and what does it say of an image?"""
+"""What a network answers, with its norms folded, and how many of its answers are wrong, counted exactly."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

@@ -1,41 +1,65 @@
-"""How is a network trained, as plain data: data set, optimiser, schedule, precision, evaluation?"""
+"""How a network is trained, as plain data: data set, optimiser, schedule, precision, evaluation."""
 
 from itertools import pairwise
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import pydantic
 from pydantic.dataclasses import dataclass
 
-from preresnet.spec import STRICT, require
+from preresnet.fields import STRICT, require
 
-DataName = Literal["digits", "cifar10", "cifar100", "imagenet", "folder"]
-STREAMED = ("imagenet", "folder")  # read from image files while training; the others lie in memory
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True, config=STRICT)
-class DataSpec:
-    """Images, how they are normalised and how they are augmented."""
+class DataSet:
+    """What is known of a data set before a file is read, so that wrong input is found first.
 
-    name: DataName
-    """Data set. imagenet and folder are image files in train/CLASS/ and val/CLASS/; imagenet has 1,000 classes."""
+    Args:
+        reader: module of ``preresnet.data`` that reads it.
+        classes: how many; None: as many as there are folders.
+        channels: of an image.
+        size: height and width of its images, which lie in memory; None: image files of any size, read while training.
+        num_train: training images; None: counted in the folder.
+        num_test: test images; None: counted in the folder.
+    """
+
+    reader: str
+    classes: int | None = None
+    channels: int = 3
+    size: int | None = None
+    num_train: int | None = None
+    num_test: int | None = None
+
+
+DATA_SETS: dict[str, DataSet] = {
+    "digits": DataSet("digits", classes=10, channels=1, size=8, num_train=1_437, num_test=360),
+    "cifar10": DataSet("cifar", classes=10, size=32, num_train=50_000, num_test=10_000),
+    "cifar100": DataSet("cifar", classes=100, size=32, num_train=50_000, num_test=10_000),
+    "imagenet": DataSet("files", classes=1_000, num_train=1_281_167, num_test=50_000),  # ILSVRC 2012
+    "folder": DataSet("files"),
+}
+
+if TYPE_CHECKING:
+    DataName = NameInMemory = NameOfFiles = str
+else:
+    DataName = Literal[tuple(DATA_SETS)]
+    NameInMemory = Literal[tuple(name for name, found in DATA_SETS.items() if found.size is not None)]
+    NameOfFiles = Literal[tuple(name for name, found in DATA_SETS.items() if found.size is None)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class ImagesInMemory:
+    """A data set that lies in memory, how it is normalised and how it is augmented."""
+
+    name: NameInMemory
+    """Data set. For image files (imagenet, folder) there are other options: see the help of a recipe that has them."""
     image_size: int = 32
     """Height and width of the network's input in training; smaller images are padded with zeros to it."""
     normalise: Literal["per_pixel_mean", "channel_mean_std"] = "per_pixel_mean"
     """per_pixel_mean subtracts the training set's mean image (2015 paper, Section 4.2); channel_mean_std subtracts a
     mean and divides by a standard deviation a channel (fb.resnet.torch). The first batch norm removes the difference
-    in scale. Image files take the second, with the numbers of ImageNet: a mean image has one size, and the paper tests
-    on larger crops than it trains on."""
-    augment: Literal["pad", "scale", "aspect"] = "pad"
-    """How a crop is taken: pad, around the image (sets in memory). For image files: scale, the shorter side at random
-    in ``shorter_side``, then a random crop and AlexNet's colour noise (paper, appendix); aspect, 8 to 100 % of the
-    area at 3/4 to 4/3, then brightness, contrast, saturation and colour noise (fb.resnet.torch; Table 5, dagger)."""
-    shorter_side: tuple[int, int] = (256, 480)
-    """Lowest and highest shorter side; ``augment`` scale only (2015 paper, Section 3.4)."""
-    test_crops: tuple[int, ...] = ()
-    """Sizes of the centre crops that image files are tested on. The first gives the error; the others are measured at
-    the last step."""
-    test_sides: tuple[int, ...] = ()
-    """For each test crop, the shorter side that images are resized to before it is cut."""
+    in scale."""
     pad: int = 4
     """Zeros added on each side, after normalisation, before the random crop (2015 paper, Section 4.2); 0: no crop."""
     flip: bool = True
@@ -49,26 +73,46 @@ class DataSpec:
     """Training images kept out of training; with more than 0, evaluation uses them and never the test set."""
 
     def __post_init__(self) -> None:
-        require(self.image_size >= 1, f"image_size={self.image_size}; it must be 1 or more")
+        _check_images(self.image_size, self.holdout)
         require(self.pad >= 0, f"pad={self.pad}; it must be 0 or more")
         require(
             0 <= self.small_size <= self.image_size,
             f"small_size={self.small_size}; it must be 0 (off) or at most image_size={self.image_size}",
         )
         require(0 <= self.small_share <= 1, f"small_share={self.small_share}; it must be between 0 and 1")
-        require(self.holdout >= 0, f"holdout={self.holdout}; it must be 0 (none) or more")
-        (self._check_files if self.name in STREAMED else self._check_resident)()
 
-    def _check_resident(self) -> None:
-        words = f"is for image files ({' and '.join(STREAMED)}), not for {self.name}"
-        require(self.augment == "pad", f"augment={self.augment} {words}; use pad")
-        require(not self.test_crops and not self.test_sides, f"test_crops={self.test_crops} {words}; leave them out")
 
-    def _check_files(self) -> None:
-        require(self.augment != "pad", f"augment=pad is for sets in memory, not for {self.name}; use scale or aspect")
-        require(self.pad == 0, f"pad={self.pad}; image files are cropped, not padded: it must be 0")
-        require(self.normalise == "channel_mean_std", f"normalise={self.normalise}; image files take channel_mean_std")
-        require(self.small_size == 0, f"small_size={self.small_size}; image files take 0")
+@dataclass(frozen=True, config=STRICT)
+class ImagesInFiles:
+    """Photographs in train/CLASS/ and val/CLASS/, and how they are cropped.
+
+    They are normalised with the numbers of ImageNet, a mean and a deviation a channel: the paper's mean image has one
+    size, and the paper tests on larger crops than it trains on.
+    """
+
+    name: NameOfFiles
+    """imagenet (1,000 classes) or folder (any). For sets in memory there are other options: see the help of a recipe
+    that has them."""
+    image_size: int = 224
+    """Height and width of a training crop."""
+    augment: Literal["scale", "aspect"] = "scale"
+    """How a training crop is taken. scale: the shorter side at random in ``shorter_side``, then a random crop and
+    AlexNet's colour noise (paper, appendix); aspect: 8 to 100 % of the area at 3/4 to 4/3, then brightness, contrast,
+    saturation and colour noise (fb.resnet.torch; Table 5, dagger)."""
+    shorter_side: tuple[int, int] = (256, 480)
+    """Lowest and highest shorter side of augment=scale (2015 paper, Section 3.4)."""
+    test_crops: tuple[int, ...] = (320, 224)
+    """Sizes of the centre crops that are tested. The first gives the error; the others are measured at the last
+    step."""
+    test_sides: tuple[int, ...] = (320, 256)
+    """For each test crop, the shorter side that images are resized to before it is cut."""
+    flip: bool = True
+    """Mirror half of the training images (2015 paper, Section 3.4)."""
+    holdout: int = 0
+    """Training images kept out of training; with more than 0, evaluation uses them and never the test set."""
+
+    def __post_init__(self) -> None:
+        _check_images(self.image_size, self.holdout)
         low, high = self.shorter_side
         require(
             self.augment != "scale" or self.image_size <= low <= high,
@@ -84,8 +128,13 @@ class DataSpec:
         )
 
 
+def _check_images(image_size: int, holdout: int) -> None:
+    require(image_size >= 1, f"image_size={image_size}; it must be 1 or more")
+    require(holdout >= 0, f"holdout={holdout}; it must be 0 (none) or more")
+
+
 @dataclass(frozen=True, config=STRICT)
-class Optim:
+class SGD:
     """Stochastic gradient descent: v = momentum * v + g + weight_decay * w; w = w - lr * v."""
 
     momentum: float = 0.9
@@ -96,54 +145,138 @@ class Optim:
     """2015 paper, Section 4.2."""
     decay_all: bool = True
     """Decay biases and batch-norm parameters too, as fb.resnet.torch does; the paper does not say."""
-    orthogonal_scale: float = 0.0
-    """Above 0: convolutions take orthogonalised momentum steps of this times the learning rate, at constant norm
-    (Muon, Jordan et al. 2024), and all else stays on SGD. Not the paper's; for short runs."""
+    kind: Literal["sgd"] = "sgd"
+    """sgd, or muon, which has one option more."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.momentum < 1, f"momentum={self.momentum}; it must be at least 0 and below 1")
-        require(self.weight_decay >= 0, f"weight_decay={self.weight_decay}; it must be 0 or more")
-        require(self.orthogonal_scale >= 0, f"orthogonal_scale={self.orthogonal_scale}; it must be 0 (off) or more")
-        require(not self.nesterov or self.momentum > 0, "nesterov needs a momentum above 0")
+        _check_sgd(self.momentum, self.nesterov, self.weight_decay)
 
 
 @dataclass(frozen=True, config=STRICT)
-class Schedule:
-    """Learning rate as a pure function of the step."""
+class Muon:
+    """Orthogonalised momentum for convolutions, at constant norm, and `SGD` for all else.
 
-    steps: int = 64_000
-    """Weight updates in all (2015 paper, Section 4.2)."""
-    lr: float = 0.1
-    """Highest learning rate (appendix)."""
-    shape: Literal["milestones", "one_cycle"] = "milestones"
-    """milestones divides the rate by 10 at each of them; one_cycle rises linearly during the warm-up, then falls
-    linearly to 0 at the last step."""
-    milestones: tuple[int, ...] = (32_000, 48_000)
-    """Steps at which the rate is divided by 10 (appendix); milestones only."""
-    warmup_steps: int = 400
-    """Steps of warm-up (appendix)."""
-    warmup_lr: float = 0.01
-    """Rate during the warm-up (appendix); milestones only."""
+    Source: Muon (Jordan et al., 2024). Not the paper's; for short runs.
+    """
+
+    momentum: float = 0.9
+    """Of both."""
+    nesterov: bool = False
+    """Of what stays on SGD; the convolutions always look ahead."""
+    weight_decay: float = 1e-4
+    """Of what stays on SGD."""
+    decay_all: bool = True
+    """Decay biases and batch-norm parameters too."""
+    orthogonal_scale: float = 0.15
+    """A convolution's step is this times the learning rate."""
+    kind: Literal["muon"] = "muon"
+    """muon, or sgd."""
 
     def __post_init__(self) -> None:
-        require(self.steps >= 1, f"steps={self.steps}; it must be 1 or more")
-        require(self.lr > 0, f"lr={self.lr}; it must be above 0")
-        require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps}; it must be 0 or more")
-        rising = all(before < after for before, after in pairwise(self.milestones))
-        require(rising, f"milestones={self.milestones}; they must rise")
+        _check_sgd(self.momentum, self.nesterov, self.weight_decay)
+        require(
+            self.orthogonal_scale > 0, f"orthogonal_scale={self.orthogonal_scale}; it must be above 0 (or use kind=sgd)"
+        )
+
+
+def _check_sgd(momentum: float, nesterov: bool, weight_decay: float) -> None:
+    require(0 <= momentum < 1, f"momentum={momentum}; it must be at least 0 and below 1")
+    require(weight_decay >= 0, f"weight_decay={weight_decay}; it must be 0 or more")
+    require(not nesterov or momentum > 0, "nesterov needs a momentum above 0")
+
+
+@dataclass(frozen=True, config=STRICT)
+class Milestones:
+    """A learning rate that is divided by 10 at each milestone, after a warm-up at a lower one."""
+
+    steps: int = 64_000
+    """Weight updates in all (2015 paper, Section 4.2). Changed alone, milestones and warm-up keep their shares."""
+    lr: float = 0.1
+    """Highest learning rate (appendix)."""
+    milestones: tuple[int, ...] = (32_000, 48_000)
+    """Steps at which the rate is divided by 10 (appendix), counted from the start of training."""
+    warmup_steps: int = 400
+    """Steps of warm-up, which comes first (appendix)."""
+    warmup_lr: float = 0.01
+    """Rate during the warm-up (appendix)."""
+    shape: Literal["milestones"] = "milestones"
+    """milestones, or one_cycle, which has no milestones."""
+
+    def __post_init__(self) -> None:
+        _check_schedule(self.steps, self.lr, self.warmup_steps)
+        require(self.warmup_lr > 0, f"warmup_lr={self.warmup_lr}; it must be above 0")
+        rising = all(before < after for before, after in pairwise((0, *self.milestones)))
+        require(rising, f"milestones={self.milestones}; they must rise, from 1 or more")
 
     def at(self, step: int) -> float:
-        """The learning rate of update number ``step``, counted from 0.
-
-        Paper: appendix. The warm-up of 400 updates at 0.01 comes first; milestones count from the start of training.
-        """
-        if self.shape == "one_cycle":
-            rise = (step + 1) / max(1, self.warmup_steps)
-            fall = (self.steps - step) / max(1, self.steps - self.warmup_steps)
-            return self.lr * min(1.0, rise, fall)
+        """The learning rate of update number ``step``, counted from 0. Paper: appendix."""
         if step < self.warmup_steps:
             return self.warmup_lr
         return self.lr / 10 ** sum(step >= milestone for milestone in self.milestones)
+
+
+@dataclass(frozen=True, config=STRICT)
+class OneCycle:
+    """A learning rate that rises linearly during the warm-up, then falls linearly to 0 at the last step.
+
+    Not the paper's; for short runs.
+    """
+
+    steps: int = 64_000
+    """Weight updates in all. Changed alone, the warm-up keeps its share."""
+    lr: float = 0.1
+    """Highest learning rate."""
+    warmup_steps: int = 400
+    """Steps that the rate rises for."""
+    shape: Literal["one_cycle"] = "one_cycle"
+    """one_cycle, or milestones."""
+
+    def __post_init__(self) -> None:
+        _check_schedule(self.steps, self.lr, self.warmup_steps)
+
+    def at(self, step: int) -> float:
+        """The learning rate of update number ``step``, counted from 0."""
+        rise = (step + 1) / max(1, self.warmup_steps)
+        fall = (self.steps - step) / max(1, self.steps - self.warmup_steps)
+        return self.lr * min(1.0, rise, fall)
+
+
+def _check_schedule(steps: int, lr: float, warmup_steps: int) -> None:
+    require(steps >= 1, f"steps={steps}; it must be 1 or more")
+    require(lr > 0, f"lr={lr}; it must be above 0")
+    require(warmup_steps >= 0, f"warmup_steps={warmup_steps}; it must be 0 or more")
+
+
+def _upgraded(content: Any) -> Any:
+    """Data, optimiser or schedule as an earlier version stored it, which wrote the fields of all kinds, as stored now.
+
+    A field of another kind is left out where it says nothing; anything else stays, to be refused by name.
+    """
+    if not isinstance(content, dict):
+        return content
+    empty: dict[str, Any] = {}
+    if content.get("name") in DATA_SETS and DATA_SETS[content["name"]].size is None:
+        empty = {"normalise": "channel_mean_std", "pad": 0, "small_size": 0, "small_share": 0.0}
+    elif "name" in content:
+        empty = {"augment": "pad", "shorter_side": [256, 480], "test_crops": [], "test_sides": []}
+    elif "momentum" in content and "kind" not in content:
+        scale = content.get("orthogonal_scale", 0.0)
+        empty, content = {"orthogonal_scale": 0.0}, {**content, "kind": "muon" if scale else "sgd"}
+    elif content.get("shape") == "one_cycle" and {"milestones", "warmup_lr"} <= content.keys():
+        empty = {name: content[name] for name in ("milestones", "warmup_lr")}
+    kept = {name: value for name, value in content.items() if name not in empty or value != empty[name]}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
+
+
+_EARLIER = pydantic.BeforeValidator(_upgraded)
+DataSpec = Annotated[ImagesInMemory | ImagesInFiles, pydantic.Field(discriminator="name"), _EARLIER]
+Optim = Annotated[SGD | Muon, pydantic.Field(discriminator="kind"), _EARLIER]
+Schedule = Annotated[Milestones | OneCycle, pydantic.Field(discriminator="shape"), _EARLIER]
+
+
+def images_of(name: str) -> DataSpec:
+    """A data set as the paper prepares one of its kind."""
+    return ImagesInFiles(name=name) if DATA_SETS[name].size is None else ImagesInMemory(name=name)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -153,13 +286,14 @@ class Recipe:
     network: str
     """A network by name, or the path of a NetSpec as JSON (``preresnet describe NAME --json`` holds one)."""
     data: DataSpec
-    optim: Optim = Optim()
-    schedule: Schedule = Schedule()
+    optim: Optim = SGD()
+    schedule: Schedule = Milestones()
     global_batch: int = 128
     """Images a weight update sees, over all devices (appendix)."""
     norm_batch: int | None = None
-    """Images a batch norm sees at once; less than a device's share means several passes an update. None: all of a
-    device's share. The paper used 128 over two GPUs and does not say whether norms saw 64 or 128."""
+    """Images a batch norm sees at once; less than a device's share means several passes an update, after which the
+    running statistics move once, by the mean of the parts. None: all of a device's share. The paper used 128 over two
+    GPUs and does not say whether norms saw 64 or 128."""
     precision: Precision = "auto"
     """auto: bfloat16 autocast where the hardware computes in it, float32 otherwise. Weights, batch-norm statistics and
     the loss are float32 in either."""
@@ -178,3 +312,11 @@ class Recipe:
                 1 <= self.norm_batch <= self.global_batch and self.global_batch % self.norm_batch == 0,
                 f"norm_batch={self.norm_batch}; it must divide global_batch={self.global_batch}",
             )
+
+    @property
+    def small_steps(self) -> int:
+        """How many first steps train on small images."""
+        data = self.data
+        return (
+            int(data.small_share * self.schedule.steps) if isinstance(data, ImagesInMemory) and data.small_size else 0
+        )

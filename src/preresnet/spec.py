@@ -1,15 +1,18 @@
-"""What is a residual network, as plain data that needs no torch to read, check, store or compare?"""
+"""A residual network as plain data, which needs no torch to be read, checked, stored or compared."""
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Literal, get_args
 
 import pydantic
 from pydantic.dataclasses import dataclass
 
-T = TypeVar("T")
-
-STRICT = pydantic.ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+from preresnet.fields import STRICT as STRICT
+from preresnet.fields import UserError as UserError
+from preresnet.fields import explain as explain
+from preresnet.fields import from_json as from_json
+from preresnet.fields import require as require
+from preresnet.fields import to_json as to_json
 
 Pattern = Literal["", "B", "R", "BR"]
 """Batch norm (B) and ReLU (R), in the order in which they are executed."""
@@ -26,16 +29,6 @@ MemoryPlan = Literal["plain", "recompute", "units", "sqrt"]
 """What the backward pass of a training step computes again to save memory, from least to most: `model.memory`."""
 
 MEMORY_PLANS: tuple[MemoryPlan, ...] = get_args(MemoryPlan)
-
-
-class UserError(ValueError):
-    """What somebody gave cannot be used: says what was given, what is allowed and what to do. Exit code 2."""
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise `UserError` with the message unless the condition holds."""
-    if not condition:
-        raise UserError(message)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -358,27 +351,3 @@ class NetSpec:
                     ),
                 )
                 in_width = stage.width
-
-
-def to_json(value: Any) -> str:
-    """A frozen dataclass of this package as JSON text; `from_json` gives back an equal one."""
-    return pydantic.TypeAdapter(type(value)).dump_json(value, indent=2).decode()
-
-
-def from_json(kind: type[T], text: str | bytes) -> T:
-    """The inverse of `to_json`.
-
-    Raises:
-        ValueError: text is not JSON, or a field is missing, unknown or out of range; every field is named.
-    """
-    return pydantic.TypeAdapter(kind).validate_json(text)
-
-
-def explain(error: pydantic.ValidationError) -> str:
-    """A validation error as one line: each field with what is wrong with it."""
-    parts = []
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"])
-        what = problem["msg"].removeprefix("Value error, ")
-        parts.append(f"{where}: {what}" if where else what)
-    return "; ".join(parts)

@@ -1,8 +1,8 @@
-"""What does a trained network need beside its weights to answer for an image, and what does it answer?"""
+"""A trained network with all it needs to answer for images: its classes, and how its images were prepared."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,12 @@ import torch
 
 from preresnet import device as devices
 from preresnet import inference
-from preresnet.data import crops, images, sets
+from preresnet.data import crops, files, images, sets
 from preresnet.data.augment import Normalisation
+from preresnet.data.sets import ImageSet
 from preresnet.model import weights
 from preresnet.model.network import Network
-from preresnet.recipe import STREAMED, DataSpec, Precision
+from preresnet.recipe import DATA_SETS, DataSpec, ImagesInFiles, Precision
 from preresnet.spec import UserError, from_json, to_json
 
 PREDICT_BATCH = 64
@@ -58,53 +59,104 @@ def open_weights(path: Path) -> Trained:
     return Trained(model, tuple(json.loads(kept["classes"])), from_json(DataSpec, kept["data"]), normalisation)
 
 
+def stored_classes(folder: Path) -> tuple[str, ...] | None:
+    """The classes of the run in a folder, by label; None where no weights of it say so."""
+    try:
+        kept = weights.load(folder)[1]
+    except UserError:  # a run continues from its checkpoint, whatever became of its weights
+        return None
+    return tuple(json.loads(kept["classes"])) if "classes" in kept else None
+
+
+def load_set(trained: Trained, data: DataSpec, root: Path | None) -> ImageSet:
+    """Images for a trained network, with its labels (`with_classes`); of ImageNet, any of the classes.
+
+    Raises:
+        ValueError: as `preresnet.data.sets.load` and `with_classes`.
+    """
+    named = replace(data, name="folder") if isinstance(data, ImagesInFiles) else data
+    return with_classes(sets.load(named, root), trained.classes, root)
+
+
+def with_classes(data: ImageSet, classes: Sequence[str], place: Path | None, *, whole: bool = False) -> ImageSet:
+    """A data set with the labels of a network that knows its classes, found by their names.
+
+    A class of which the set has no folder has no image in it.
+
+    Args:
+        data: with labels of its own.
+        classes: names, by the network's label.
+        place: where the set lies, for messages.
+        whole: refuse a set that lacks a class, as to continue a training does.
+
+    Raises:
+        ValueError: the set has a class that the network does not know, or lacks one; the first is named.
+    """
+    where = str(place) if place is not None else "the data set"
+    labels = files.labels_by_name(data.classes, classes, where)
+    if whole and (missing := [name for label, name in enumerate(classes) if label not in labels.tolist()]):
+        raise UserError(
+            f"{where} has no images of class {missing[0]!r}, which the run was started with; give the same images, or "
+            "another --out"
+        )
+    train, evaluation = (replace(part, labels=labels[part.labels]) for part in (data.train, data.evaluation))
+    return replace(data, classes=tuple(classes), train=train, evaluation=evaluation)
+
+
 def predict(
-    trained: Trained, paths: Sequence[Path], device: torch.device, precision: Precision
+    trained: Trained,
+    paths: Sequence[Path],
+    device: torch.device | None = None,
+    precision: Precision = "auto",
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The likeliest classes of image files.
 
     An image is brought to the size of the data set's own images (square, centred), then padded as they were; for a
-    network of image files, its first test crop is cut.
+    network of image files, its first test crop is cut. The files are read as they are answered, a batch at a time::
+
+        from preresnet import trained
+        answers, broken = trained.predict(trained.open_weights(Path("runs/photos")), [Path("new.jpg")])
 
     Args:
         trained: from `open_weights`.
         paths: image files.
-        device: where to compute.
-        precision: resolved, not ``auto``.
+        device: where to compute; None chooses.
+        precision: ``auto``, ``float32`` or ``bfloat16``.
 
     Returns:
         For each readable file ``{"image", "top": [{"class", "probability"}, ...]}``, likeliest first; and for each
         other file, what is wrong with it.
     """
-    readable, pixels, broken = [], [], {}
-    for path in paths:
-        try:
-            pixels.append(_pixels(path, trained.data))
-            readable.append(path)
-        except ValueError as error:
-            broken[str(path)] = str(error)
-    answers: list[dict[str, Any]] = []
+    device = devices.choose("auto") if device is None else device
     devices.place(trained.model, device)
     normalisation = trained.normalisation.to(device)
-    answer = inference.answering(trained.model, precision)
-    for start in range(0, len(readable), PREDICT_BATCH):
-        batch = torch.stack(pixels[start : start + PREDICT_BATCH]).to(device)
-        output = answer(normalisation(batch).permute(0, 3, 1, 2))
-        likeliest = output.float().softmax(1).topk(min(inference.TOP, len(trained.classes)), dim=1)
-        for path, values, labels in zip(
-            readable[start : start + PREDICT_BATCH], likeliest.values.tolist(), likeliest.indices.tolist(), strict=True
-        ):
-            top = [
-                {"class": trained.classes[label], "probability": value}
-                for value, label in zip(values, labels, strict=True)
-            ]
-            answers.append({"image": str(path), "top": top})
+    answer = inference.answering(trained.model, devices.resolve(precision, device))
+    answers: list[dict[str, Any]] = []
+    broken: dict[str, str] = {}
+    for start in range(0, len(paths), PREDICT_BATCH):
+        readable, pixels = [], []
+        for path in paths[start : start + PREDICT_BATCH]:
+            try:
+                pixels.append(_pixels(path, trained.data))
+                readable.append(path)
+            except UserError as error:
+                broken[str(path)] = str(error)
+        if readable:
+            output = answer(normalisation(torch.stack(pixels).to(device)).permute(0, 3, 1, 2))
+            likeliest = output.float().softmax(1).topk(min(inference.TOP, len(trained.classes)), dim=1)
+            for path, values, labels in zip(readable, *(part.tolist() for part in likeliest), strict=True):
+                top = [
+                    {"class": trained.classes[label], "probability": value}
+                    for value, label in zip(values, labels, strict=True)
+                ]
+                answers.append({"image": str(path), "top": top})
     return answers, broken
 
 
 def _pixels(path: Path, data: DataSpec) -> torch.Tensor:
-    if data.name in STREAMED:
+    if isinstance(data, ImagesInFiles):
         side, crop = data.test_sides[0], data.test_crops[0]
         return images.pixels(crops.centre(images.open_image(path, side), side, crop))
-    _, channels, native = sets.SHAPES[data.name]
-    return sets.pad(images.read(path, channels, native).unsqueeze(0), data.image_size)[0]
+    known = DATA_SETS[data.name]
+    assert known.size is not None
+    return sets.pad(images.read(path, known.channels, known.size).unsqueeze(0), data.image_size)[0]

@@ -13,7 +13,6 @@ import platform
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -214,31 +213,6 @@ def bench(
         "rows": rows,
         "ratios": ratios(rows),
     }
-
-
-def draw(result: dict[str, Any], path: Path) -> None:
-    """A bar chart of what `bench` returns: images a second, and memory."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    rows = result["rows"][::-1]
-    names = [f"{row['system']} {row['mode']}" for row in rows]
-    colours = ["tab:blue" if row["system"] == "preresnet" else "tab:gray" for row in rows]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 1.2 + 0.38 * len(rows)), layout="constrained", sharey=True)
-    for axis, key, scale, label in (
-        (axes[0], "images_per_s", 1, "images a second"),
-        (axes[1], "peak_bytes", 2**20, "peak memory, MiB"),
-    ):
-        bars = axis.barh(names, [row[key] / scale for row in rows], color=colours)
-        axis.bar_label(bars, fmt="%.0f", padding=3)
-        axis.margins(x=0.15)
-        axis.set_xlabel(label)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{result['network']}, {result['task']}, batch {result['batch']}, {result['device']}", fontsize=10)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def _name_best(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

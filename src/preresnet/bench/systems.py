@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 import preresnet.device as devices
 from preresnet import inference
-from preresnet.kernels import native
 from preresnet.model import memory
 from preresnet.model.network import build, set_fused
-from preresnet.recipe import Optim, Precision
+from preresnet.recipe import SGD, Precision
 from preresnet.spec import MemoryPlan, NetSpec, from_json
 from preresnet.train.capture import EAGER_STEPS, Steps, own_stream
 from preresnet.train.optim import set_lr, sgd
@@ -171,9 +170,7 @@ def _ours(job: Job, x: Tensor, y: Tensor) -> Callable[[], object]:
             return lambda: answer(x)
         return _answering(model, model, x, job.precision)
     memory.set_plan(model, job.plan)
-    if x.device.type == "cpu" and job.fused:
-        native.keep_memory()
-    optimizer = sgd(model, Optim())
+    optimizer = sgd(model, SGD())
     set_lr(optimizer, LR)
     step = Steps(model, optimizer, None, job.precision, capturing=job.fused)
     return lambda: step(x, y)

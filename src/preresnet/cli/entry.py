@@ -1,9 +1,11 @@
-"""What does each command about one network or run take, do and print, and how is a command line read?"""
+"""The commands about one network or run, and how a command line is read."""
 
+import io
 import json
 import os
-import re
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,11 +13,13 @@ from typing import Annotated, Any, Literal
 import pydantic
 import tyro
 from rich.console import Console
-from tyro.conf import Positional, arg
+from tyro.conf import AvoidSubcommands, Positional, arg
 
 from preresnet import display
-from preresnet.cli import probe, studies
-from preresnet.cli.options import PROGRAM, command_line, is_file, read_recipe
+from preresnet.changes import PARTS, changed
+from preresnet.cli import options, probe, studies
+from preresnet.cli.options import PROGRAM, command_line, is_file
+from preresnet.fields import members
 from preresnet.paper.networks import network
 from preresnet.paper.recipes import recipe
 from preresnet.recipe import Precision, Recipe
@@ -107,7 +111,7 @@ class Train:
     probe_every: int | Literal["auto"] | None = None
     """Probe the network every N steps, into probe.jsonl and probe.png of the run; the result stays the same. auto: as
     often as 3 % of the run's time allow, 100 times at most."""
-    recipe: Annotated[Recipe, arg(name="")] = ANY_RECIPE
+    recipe: AvoidSubcommands[Annotated[Recipe, arg(name="")]] = ANY_RECIPE
 
     def run(self) -> int:
         """Train, and print where the run and its results are."""
@@ -150,7 +154,8 @@ class Evaluate:
     run_or_weights: Annotated[Positional[Path], arg(metavar="RUN|WEIGHTS")]
     """A run folder or a .safetensors file."""
     data_root: Path | None = None
-    """Folder with the official CIFAR folder, or train/ and val/, in it; without it CIFAR is downloaded."""
+    """Folder with the official CIFAR folder, or train/ and val/, in it; without it CIFAR is downloaded. Classes
+    of image files are found by their names, and some may be missing."""
     crop: int | None = None
     """Of image files: another of the recipe's test crops than the first (data.test_crops)."""
     split: Literal["auto", "test", "holdout"] = "auto"
@@ -166,14 +171,13 @@ class Evaluate:
         """Evaluate and print."""
         from preresnet import device as devices
         from preresnet import inference, trained
-        from preresnet.data import sets
         from preresnet.data.loaders import evaluations
 
         found = trained.open_weights(self.run_or_weights)
         spec = found.data
         if self.split == "holdout" and spec.holdout == 0:
             raise UserError(f"{self.run_or_weights} held out no images; use --split test")
-        data = sets.load(replace(spec, holdout=0) if self.split == "test" else spec, self.data_root)
+        data = trained.load_set(found, replace(spec, holdout=0) if self.split == "test" else spec, self.data_root)
         device = devices.choose(self.device)
         devices.place(found.model, device)
         passes = evaluations(data.evaluation.to(device), spec, found.normalisation.to(device))
@@ -195,8 +199,8 @@ class Predict:
 
     run_or_weights: Annotated[Positional[Path], arg(metavar="RUN|WEIGHTS")]
     """A run folder or a .safetensors file."""
-    images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE...")]
-    """Image files of any common format."""
+    images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE|FOLDER...")]
+    """Image files of any common format, and folders of which all images are meant, also in folders below."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Precision = "auto"
@@ -210,11 +214,11 @@ class Predict:
         from preresnet import trained
 
         if not self.images:
-            raise UserError("no image given; name one or more image files after the run")
+            raise UserError("no image given; name one or more image files or folders after the run")
         found = trained.open_weights(self.run_or_weights)
-        device = devices.choose(self.device)
-        precision = devices.resolve(self.precision, device)
-        answers, broken = trained.predict(found, self.images, device, precision)
+        paths, broken = self._files()
+        answers, unreadable = trained.predict(found, paths, devices.choose(self.device), self.precision)
+        broken |= unreadable
         if self.json:
             print(json.dumps({"images": answers, "errors": broken}))
         else:
@@ -222,6 +226,28 @@ class Predict:
         for message in broken.values():
             print(f"error: {message}", file=sys.stderr)
         return 2 if broken else 0
+
+    def _files(self) -> tuple[list[Path], dict[str, str]]:
+        """The files, and those of the folders, which are counted on the way; and what is wrong with a folder."""
+        from preresnet.data import files
+
+        paths: list[Path] = []
+        broken: dict[str, str] = {}
+        for path in self.images:
+            if not os.path.isdir(path):
+                paths.append(path)
+                continue
+            try:
+                names, left_out = files.find(path)
+            except UserError as error:
+                broken[str(path)] = str(error)
+                continue
+            words = files.left_out_words(left_out)
+            print(f"{path}: {len(names):,} images{words}", file=sys.stderr)
+            if not names:
+                broken[str(path)] = f"{path} holds no image{words}"
+            paths += [path / name for name in names]
+        return paths, broken
 
 
 @dataclass(frozen=True)
@@ -255,6 +281,7 @@ class Bench:
     def run(self) -> int:
         """Measure and print."""
         from preresnet.bench import measure as bench
+        from preresnet.pictures import canvas, speed
 
         if self.out is not None and (self.out.exists() or self.out.with_suffix(".png").exists()):
             raise UserError(f"{self.out} or its picture already exists; give another --out")
@@ -275,7 +302,7 @@ class Bench:
         if self.out is not None:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self.out.write_text(bench.as_json(record))
-            bench.draw(record, self.out.with_suffix(".png"))
+            canvas.save(speed.draw_speed(record), self.out.with_suffix(".png"), dpi=150)
         if self.json:
             print(json.dumps(record))
         else:
@@ -337,12 +364,11 @@ def _parse(arguments: list[str]) -> Any:
 
         print(__version__)
         raise SystemExit(0)
-    name = _first_positional(arguments[1:]) if arguments[:1] == ["train"] else None
-    if name is not None:
-        # The recipe decides the defaults of all other options, so it is read first.
-        default = Train(name=name, out=tyro.MISSING, recipe=read_recipe(name))
-        return tyro.cli(Train, prog=f"{PROGRAM} train", args=arguments[1:], default=default)
-    return tyro.extras.subcommand_cli_from_dict(
+    place = options.find_recipe(arguments[1:], Train) if arguments[:1] == ["train"] else None
+    if place is not None:
+        return _train(arguments[1 + place], [*arguments[1 : 1 + place], *arguments[2 + place :]])
+    return _read(
+        tyro.extras.subcommand_cli_from_dict,
         COMMANDS,
         prog=PROGRAM,
         description="Identity mappings in deep residual networks: networks, training, evaluation, reproduction.",
@@ -350,18 +376,35 @@ def _parse(arguments: list[str]) -> Any:
     )
 
 
-def _first_positional(arguments: list[str]) -> str | None:
-    """The first argument that is neither an option nor an option's value."""
-    before = ""
-    for argument in arguments:
-        takes_value = before.startswith("--") and "=" not in before and not _SWITCH.fullmatch(before)
-        if not argument.startswith("-") and not takes_value:
-            return argument
-        before = argument
-    return None
+def _train(name: str, arguments: list[str]) -> Train:
+    """`Train` as the arguments say, over the values of the recipe; what follows from them is said aloud."""
+    base, given = options.read_recipe(name), options.given_fields(arguments)
+    default, _ = changed(base, options.leading(given))
+    if foreign := [field for field in given if not options.has(default, field)]:
+        changed(default, {foreign[0]: given[foreign[0]]})
+    shown = Train(name=name, out=tyro.MISSING, recipe=default)
+    parsed = _read(tyro.cli, Train, prog=f"{PROGRAM} train", args=[name, *arguments], default=shown)
+    final, said = changed(base, {field: options.value(parsed.recipe, field) for field in given})
+    for line in said + options.too_small(final):
+        options.note(line)
+    return replace(parsed, recipe=final)
 
 
-_SWITCH = re.compile(r"--(\w+\.)?(no-)?(resume|flip|nesterov|decay-all)")
+def _read(parse: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """What tyro reads; a field that a dataclass refuses is answered in our words, all else in tyro's."""
+    try:
+        with redirect_stderr(io.StringIO()):
+            return parse(*arguments, **options)
+    except SystemExit as exit:
+        if not exit.code:
+            raise
+        cause: BaseException | None = exit
+        while cause is not None:
+            if isinstance(cause, pydantic.ValidationError):
+                parts = {one.__name__: part for part, kind in PARTS.items() for one in members(kind)}
+                raise UserError(explain(cause, within=parts.get(cause.title, ""))) from None
+            cause = cause.__context__
+    return parse(*arguments, **options)  # once more, for what it says
 
 
 def _fail(message: str) -> int:

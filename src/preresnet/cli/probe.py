@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 
 from preresnet import display
 from preresnet.cli.options import command_line
+from preresnet.recipe import DataName
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Probe:
     """A network by name or as a JSON file (with initial weights), a run folder, or a .safetensors file."""
     against: tuple[str, ...] = ()
     """More networks or runs, measured on the same images and drawn beside the first."""
-    data: Literal["auto", "noise", "digits", "cifar10", "cifar100", "imagenet", "folder"] = "auto"
+    data: Literal["auto", "noise"] | DataName = "auto"
     """auto: what a run was trained on; noise (normally distributed pixels) for initial weights."""
     data_root: Path | None = None
     """Folder with the official CIFAR folder, or train/ and val/, in it; without it CIFAR is downloaded."""

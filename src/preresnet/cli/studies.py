@@ -1,4 +1,4 @@
-"""What do the commands about many runs take, do and print?"""
+"""The commands about many runs."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from tyro.conf import Positional, UseAppendAction, arg
 
 from preresnet import display
-from preresnet.cli.options import PROGRAM, command_line, read_recipe
+from preresnet.cli.options import PROGRAM, command_line, note, read_recipe
 from preresnet.spec import MemoryPlan, UserError
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ class Reproduce:
     """Runs a row, with the seeds from 0. The paper has medians of 5."""
     scale: str = ""
     """Shorten, for example steps=2000,batch=64,depth=20; the schedule keeps its shape."""
+    holdout: int | None = None
+    """As in `preresnet train`: evaluate on N training images that are kept out, never on the test set."""
     data_root: Path | None = None
     """Folder with the official CIFAR folder (python or binary), or with train/CLASS/ and val/CLASS/, in it; without it
     CIFAR is downloaded."""
@@ -63,7 +65,7 @@ class Reproduce:
         from preresnet.paper.studies import study
         from preresnet.study import plan
 
-        made = plan.of_paper(study(self.name), self.rows, plan.parse_scale(self.scale))
+        made = plan.of_paper(study(self.name), self.rows, plan.parse_scale(self.scale, self.holdout))
         code, found = _do(made, self)
         if self.records is not None and found is not None:
             from preresnet.study import records
@@ -79,8 +81,7 @@ class Reproduce:
 class Sweep:
     """Train a recipe with every combination of some values of its fields, several seeds each.
 
-    The same command again continues. Choose between settings on held-out images (--vary data.holdout=5000), not on the
-    test set.
+    The same command again continues. Choose between settings on held-out images (--holdout 5000), not on the test set.
     """
 
     name: Annotated[Positional[str], arg(metavar="RECIPE")]
@@ -89,6 +90,8 @@ class Sweep:
     """Folder for the study; created. Needed for all but --dry-run."""
     vary: UseAppendAction[tuple[str, ...]] = ()
     """A field with its values, for example schedule.lr=0.05,0.1; several --vary make a grid, one value sets a field."""
+    holdout: int | None = None
+    """As in `preresnet train`: evaluate on N training images that are kept out, never on the test set."""
     seeds: int = 1
     """Runs a combination, with the seeds from 0."""
     data_root: Path | None = None
@@ -113,7 +116,9 @@ class Sweep:
         """Sweep; the exit code is 1 if a run failed."""
         from preresnet.study import sweep
 
-        return _do(sweep.of_sweep(self.name, read_recipe(self.name), self.vary), self)[0]
+        fixed = () if self.holdout is None else (f"data.holdout={self.holdout}",)
+        made = sweep.of_sweep(self.name, read_recipe(self.name), self.vary and self.vary + fixed, note)
+        return _do(made, self)[0]
 
 
 def _do(plan: "Plan", given: Reproduce | Sweep) -> tuple[int, dict[str, Any] | None]:
@@ -220,7 +225,7 @@ class Report:
 
     def run(self) -> int:
         """Write, and print where the page and its pictures are."""
-        from preresnet.study import page
+        from preresnet.report import page
 
         if not self.folders:
             raise UserError("no folder given; name one or more runs or studies")

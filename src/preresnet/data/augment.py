@@ -1,4 +1,4 @@
-"""How does a batch of uint8 images become the network's input, normalised and augmented, replayably?"""
+"""Normalisation, and the crops and mirrorings of images in memory, which can be replayed."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from preresnet.recipe import DataSpec
+from preresnet.recipe import ImagesInMemory
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Normalisation:
         return Normalisation(self.mean.to(device), self.std.to(device))
 
 
-def fit(pixels: Tensor, spec: DataSpec) -> Normalisation:
+def fit(pixels: Tensor, spec: ImagesInMemory) -> Normalisation:
     """The normalisation of a data set, from its training images alone.
 
     Args:
@@ -61,7 +61,7 @@ class Choices:
     mirrored: Tensor
 
 
-def draw(num_images: int, spec: DataSpec, generator: torch.Generator) -> Choices:
+def draw(num_images: int, spec: ImagesInMemory, generator: torch.Generator) -> Choices:
     """Draw crops and mirrorings for a batch, always on the CPU so that every device sees the same images."""
     top, left = torch.randint(0, 2 * spec.pad + 1, (2, num_images), generator=generator)
     mirrored = torch.rand(num_images, generator=generator) < (0.5 if spec.flip else 0.0)

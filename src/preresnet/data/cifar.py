@@ -1,4 +1,4 @@
-"""Where are CIFAR-10 and CIFAR-100, are the files whole, and what do they hold?"""
+"""CIFAR-10 and CIFAR-100: found or downloaded, checked against published digests, and read."""
 
 import hashlib
 import os

@@ -1,11 +1,11 @@
-"""How does a photograph become a training crop, coloured by chance, or a test crop?"""
+"""Crops of photographs: by chance and with changed colours for training, from the centre for tests."""
 
 import math
 
 import torch
 from PIL import Image, ImageEnhance
 
-from preresnet.recipe import DataSpec
+from preresnet.recipe import ImagesInFiles
 
 # Principal components of the colours of ImageNet's training images, scaled to 0..1, for the noise of Krizhevsky et al.,
 # 2012, with its deviation of 0.1: fb.resnet.torch, datasets/imagenet.lua.
@@ -17,22 +17,28 @@ AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)  # fb.resnet.torch
 ASPECT_TRIES = 10
 
 
-def augmented(image: Image.Image, spec: DataSpec, chance: torch.Generator) -> Image.Image:
+def shorter_side(spec: ImagesInFiles, chance: torch.Generator) -> int | None:
+    """The shorter side that `augmented` brings an image to, its first draw; None where it takes the image as it is."""
+    low, high = spec.shorter_side
+    return int(torch.randint(low, high + 1, (), generator=chance)) if spec.augment == "scale" else None
+
+
+def augmented(image: Image.Image, spec: ImagesInFiles, chance: torch.Generator) -> Image.Image:
     """A training crop of ``spec.image_size``, perhaps mirrored, with its colours changed.
 
     Paper: appendix, with Section 3.4 of the 2015 paper (``scale``); fb.resnet.torch (``aspect``).
 
     Args:
-        image: RGB, of any size.
+        image: RGB, of any size; one that was decoded smaller has at least the `shorter_side` of the same chance.
         spec: says which augmentation.
         chance: decides.
     """
     size = spec.image_size
-    if spec.augment == "scale":
-        low, high = spec.shorter_side
-        image = _resized(image, int(torch.randint(low, high + 1, (), generator=chance)))
-        left, top = (int(torch.randint(0, side - size + 1, (), generator=chance)) for side in image.size)
-        image = image.crop((left, top, left + size, top + size))
+    side = shorter_side(spec, chance)
+    if side is not None:
+        resized = _resized(image, side)
+        left, top = (int(torch.randint(0, length - size + 1, (), generator=chance)) for length in resized)
+        image = _cut(image, resized, left, top, size)
     else:
         image = _aspect_crop(image, size, chance)
         for change in torch.randperm(3, generator=chance).tolist():
@@ -65,15 +71,26 @@ def _uniform(low: float, high: float, chance: torch.Generator) -> float:
     return low + (high - low) * float(torch.rand((), generator=chance))
 
 
-def _resized(image: Image.Image, side: int) -> Image.Image:
-    """With a shorter side of ``side``, bicubic."""
+def _resized(image: Image.Image, side: int) -> tuple[int, int]:
+    """Width and height of the image when its shorter side is ``side``."""
     short = min(image.size)
     width, height = (max(side, round(length * side / short)) for length in image.size)
-    return image.resize((width, height), Image.Resampling.BICUBIC)
+    return width, height
+
+
+def _cut(image: Image.Image, resized: tuple[int, int], left: int, top: int, size: int) -> Image.Image:
+    """The square at ``left`` and ``top`` of the image resized (bicubic), of which nothing else is computed.
+
+    An image of 10,000x1 would take gigabytes if it were resized as a whole.
+    """
+    across, down = (length / new for length, new in zip(image.size, resized, strict=True))
+    box = (left * across, top * down, (left + size) * across, (top + size) * down)
+    box = (box[0], box[1], min(box[2], image.width), min(box[3], image.height))  # rounding may pass the edge
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
 def centre(image: Image.Image, side: int, crop: int) -> Image.Image:
     """The centre crop of an image whose shorter side was brought to ``side``."""
-    image = _resized(image, side)
-    left, top = ((length - crop) // 2 for length in image.size)
-    return image.crop((left, top, left + crop, top + crop))
+    resized = _resized(image, side)
+    left, top = ((length - crop) // 2 for length in resized)
+    return _cut(image, resized, left, top, crop)

@@ -1,36 +1,24 @@
-"""How do image files become batches in time, when they are too many to lie in memory?
-
-Worker processes read, crop and colour the images of the next batches while the network trains. What chance decides for
-an image depends on the run's seed, the step and the image's place in the batch alone: a run can be resumed or one batch
-replayed, and the number of workers changes nothing.
-"""
+"""Image files in folders, one for each class: which there are, of which class, and what was left out."""
 
 import os
-import signal
-from collections.abc import Iterator
-from dataclasses import dataclass
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from preresnet.data import images
-from preresnet.data.augment import Normalisation
-from preresnet.data.crops import augmented, centre
-from preresnet.data.order import Order, generator
-from preresnet.recipe import DataSpec
+from preresnet.recipe import DATA_SETS
 from preresnet.spec import UserError
 
-CLASSES = {"imagenet": 1000}  # of sets whose number of classes is known without looking
-FOLDERS = ("train", "val")
-MOST_WORKERS = 16
-
-# Of ImageNet's training images, scaled to 0..1: fb.resnet.torch, datasets/imagenet.lua.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LAYOUT = "--data-root takes a folder with train/CLASS/ and val/CLASS/, full of image files"
+NOT_OURS = ("__MACOSX", "@eaDir")  # folders that archives of macOS and network drives add, with files named like images
+KINDS_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -41,11 +29,13 @@ class ImageFiles:
         root: folder that the names start from.
         names: (n,) file names as bytes: an array takes a tenth of the memory of n paths.
         labels: (n,) int64.
+        left_out: how many files below the folder were left out, by kind.
     """
 
     root: Path
     names: np.ndarray
     labels: Tensor
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -57,11 +47,32 @@ class ImageFiles:
 
     def take(self, index: Tensor) -> "ImageFiles":
         """Some of the files, in the order of ``index`` (m,) int64."""
-        return ImageFiles(self.root, self.names[index.numpy()], self.labels[index])
+        return ImageFiles(self.root, self.names[index.numpy()], self.labels[index], self.left_out)
 
     def path(self, index: int) -> Path:
         """Of one file."""
         return self.root / os.fsdecode(self.names[index])
+
+
+def read(name: str, root: Path | None, *, test: bool = True) -> tuple[tuple[str, ...], ImageFiles, ImageFiles]:
+    """Classes, training images and test images of a set: all below ``root/train/CLASS`` and ``root/val/CLASS``.
+
+    Which files are images, and their order, says `find`; labels count the classes in sorted order. Both are as in
+    torchvision's ``ImageFolder``.
+
+    Args:
+        name: ``imagenet`` (1,000 classes), or ``folder``.
+        root: folder with both.
+        test: whether test images are wanted; if not, ``val`` need not be there and the last part is empty.
+
+    Raises:
+        ValueError: a folder or a class is missing, or one holds no image; it is named.
+    """
+    found = classes(name, root)
+    assert root is not None
+    places = _alike(root, found) if test else ()
+    train = _split(root / "train", found)
+    return found, train, _split(root / "val", places)
 
 
 def classes(name: str, root: Path | None) -> tuple[str, ...]:
@@ -72,221 +83,200 @@ def classes(name: str, root: Path | None) -> tuple[str, ...]:
     """
     if root is None:
         raise UserError(f"{name} is not downloaded; give the folder that holds train/ and val/ as --data-root")
-    found = _folders(root / "train")
-    expected = CLASSES.get(name, len(found))
+    found = _folders(root, "train")
+    expected = DATA_SETS[name].classes or len(found)
     if len(found) != expected:
         words = "; --data.name folder trains on any number of classes" if name == "imagenet" else ""
         raise UserError(f"{root / 'train'} has {len(found)} folders of classes, {name} has {expected}{words}")
     return found
 
 
-def read(name: str, root: Path | None) -> tuple[tuple[str, ...], ImageFiles, ImageFiles]:
-    """Classes, training images and test images of a set: ``root/train/CLASS/*`` and ``root/val/CLASS/*``.
+def find(place: Path) -> tuple[list[str], Counter[str]]:
+    """Image files in a folder and in the folders below it, in the order of torchvision's ``ImageFolder``.
 
-    Files that Pillow has no name for are left out (lists, notes); labels count the classes in sorted order, as
-    torchvision's ``ImageFolder`` does.
+    An image is a regular file, or a link to one, whose name ends like a picture that can be read here and does not
+    start with a dot. Hidden folders are left out too, and a folder that links lead to again is read once.
 
     Args:
-        name: ``imagenet`` (1,000 classes), or ``folder``.
-        root: folder with both.
+        place: the folder.
+
+    Returns:
+        Names that start from ``place``; how many files were left out, by kind.
 
     Raises:
-        ValueError: a folder or a class is missing, or one holds no image; it is named.
+        ValueError: a folder cannot be read; it is named.
     """
-    found = classes(name, root)
-    assert root is not None
-    known = Image.registered_extensions()
-    _check_alike(root, found)
-    train, test = (_split(root / folder, found, known) for folder in FOLDERS)
-    return found, train, test
+    left_out: Counter[str] = Counter()
+    by_folder: list[tuple[str, list[str]]] = []
+    real, links, seen = [""], [], set()
+    while real or links:
+        folder = real.pop() if real else links.pop()  # what is reached without a link is named without it
+        entries, status = _entries(os.path.join(place, folder))
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        here = []
+        for entry in entries:
+            kind = _kind(entry)
+            if kind == "folder":
+                (links if entry.is_symlink() else real).append(os.path.join(folder, entry.name))
+            elif kind == "image":
+                here.append(entry.name)
+            else:
+                left_out[kind] += 1
+        by_folder.append((folder, sorted(here)))
+    return [os.path.join(folder, name) for folder, here in sorted(by_folder) for name in here], left_out
 
 
-def _folders(place: Path) -> tuple[str, ...]:
-    if not place.is_dir():
-        raise UserError(
-            f"{place} is not there; --data-root takes a folder with train/CLASS/ and val/CLASS/, full of image files"
+def _entries(place: str) -> tuple[list[os.DirEntry[str]], os.stat_result]:
+    """What is in a folder, from the last name to the first, and its status."""
+    try:
+        with os.scandir(place) as found:
+            return sorted(found, key=lambda entry: entry.name, reverse=True), os.stat(place)
+    except OSError as error:
+        raise UserError(f"{place}: the folder cannot be read ({error.strerror or error})") from None
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """``folder``, ``image``, or what to call what is left out."""
+    if _is_hidden(entry.name):
+        return "hidden"
+    try:
+        if entry.is_dir():
+            return "folder"
+        is_file = entry.is_file()
+    except OSError:  # a link to itself
+        is_file = False
+    end = os.path.splitext(entry.name)[1].lower()
+    if end not in images.extensions():
+        return end or "without an extension"
+    return "image" if is_file else "not a regular file"
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in NOT_OURS
+
+
+def _folders(root: Path, split: str) -> tuple[str, ...]:
+    """Names of the folders of classes in ``root/split``, sorted.
+
+    Raises:
+        ValueError: there are none; says what is there instead.
+    """
+    if not os.path.isdir(root):
+        raise UserError(f"{root} is {'a file' if os.path.exists(root) else 'not there'}; {LAYOUT}")
+    place = root / split
+    if not os.path.isdir(place):
+        found, loose = _inside(root)
+        there = f"{root} holds {_list([f'{name}/' for name in found], 'no folder')}{_and_images(loose)}"
+        divide = (
+            ", so divide the images of each class between them" if found and not {"train", "val"} & {*found} else ""
         )
-    found = tuple(sorted(entry.name for entry in os.scandir(place) if entry.is_dir() and entry.name[0] != "."))
+        raise UserError(f"{place} is not there: {there}; {LAYOUT}{divide}")
+    found, loose = _inside(place)
     if not found:
-        raise UserError(f"{place} has no folder in it; put the images of each class into one, named like the class")
-    return found
-
-
-def _check_alike(root: Path, expected: tuple[str, ...]) -> None:
-    found = _folders(root / "val")
-    if wrong := sorted(set(found) ^ set(expected)):
-        place = root / ("train" if wrong[0] in found else "val")
         raise UserError(
-            f"class {wrong[0]!r} has no folder in {place}; train/ and val/ hold a folder for each class, named alike"
+            f"{place} has no folder in it{_and_images(loose)}; put the images of each class into one, named like the "
+            f"class: {LAYOUT}"
         )
-
-
-def _split(place: Path, expected: tuple[str, ...], known: dict[str, str]) -> ImageFiles:
-    names, labels = [], []
-    for label, name in enumerate(expected):
-        files = sorted(file for file in os.listdir(place / name) if os.path.splitext(file)[1].lower() in known)
-        if not files:
-            raise UserError(f"{place / name} holds no image; add some, or remove the folder from train/ and val/")
-        names += [os.fsencode(f"{name}/{file}") for file in files]
-        labels += [label] * len(files)
-    return ImageFiles(place, np.array(names), torch.tensor(labels))
-
-
-def normalisation() -> Normalisation:
-    """(pixels / 255 - mean) / std with the numbers of ImageNet, also for other photographs."""
-    return Normalisation(torch.tensor(MEAN).view(1, 1, 3), torch.tensor(STD))
-
-
-@dataclass(frozen=True)
-class _Training(Dataset[Any]):
-    """One augmented image, by its index, step and place in the batch."""
-
-    files: ImageFiles
-    spec: DataSpec
-    batch: int
-    seed: int
-
-    def __getitem__(self, key: tuple[int, int, int]) -> tuple[np.ndarray, int] | str:
-        index, step, place = key
-        chance = generator(self.seed, "augment", step * self.batch + place)
-        least = self.spec.shorter_side[0] if self.spec.augment == "scale" else None
-        try:
-            image = images.open_image(self.files.path(index), least)
-        except ValueError as error:
-            return str(error)
-        return np.asarray(augmented(image, self.spec, chance)), int(self.files.labels[index])
-
-
-@dataclass(frozen=True)
-class _Test(Dataset[Any]):
-    """One centre crop, by its index."""
-
-    files: ImageFiles
-    side: int
-    crop: int
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int] | str:
-        try:
-            image = images.open_image(self.files.path(index), self.side)
-        except ValueError as error:
-            return str(error)
-        return np.asarray(centre(image, self.side, self.crop)), int(self.files.labels[index])
-
-
-def _collate(items: list[Any]) -> tuple[Tensor, Tensor] | str:
-    """A batch; or, for the process that can tell the user, what is wrong with one of its files."""
-    broken = next((item for item in items if isinstance(item, str)), None)
-    if broken is not None:
-        return broken
-    pixels, labels = zip(*items, strict=True)
-    return torch.from_numpy(np.stack(pixels)), torch.tensor(labels)
-
-
-def _whole(found: tuple[Tensor, Tensor] | str) -> tuple[Tensor, Tensor]:
-    if isinstance(found, str):
-        raise UserError(f"{found}. Replace the file, or take it away")
+    alike = Counter(map(normal, found))
+    if len(alike) < len(found):
+        name = next(name for name in found if alike[normal(name)] > 1)
+        raise UserError(f"{place} has two folders named {name!r}, in two ways of writing its accents; rename one")
     return found
 
 
-def num_workers(asked: int | None) -> int:
-    """How many processes read images: as asked, or one for each core but one."""
-    return max(1, min(MOST_WORKERS, (os.cpu_count() or 2) - 1)) if asked is None else asked
+def _inside(place: Path) -> tuple[tuple[str, ...], list[str]]:
+    """Folders and image files right in a folder."""
+    entries = _entries(str(place))[0][::-1]
+    kinds = [_kind(entry) for entry in entries]
+    folders, loose = (
+        [entry.name for entry, kind in zip(entries, kinds, strict=True) if kind == wanted]
+        for wanted in ("folder", "image")
+    )
+    return tuple(folders), loose
 
 
-def _loading(workers: int) -> dict[str, Any]:
-    # spawned, not forked: a fork inherits locks of threads that it does not
-    context = {"multiprocessing_context": "spawn", "worker_init_fn": _ignore_interrupts} if workers else {}
-    return {"collate_fn": _collate, "num_workers": workers, "pin_memory": torch.cuda.is_available(), **context}
+def _and_images(names: list[str]) -> str:
+    return f", and {len(names):,} images ({names[0]!r}, ...) that lie in no folder of a class" if names else ""
 
 
-def _ignore_interrupts(_: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the run still needs its next batch to end in order."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _list(names: Sequence[str], none: str, most: int = 5) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "") if names else none
 
 
-class FileBatches:
-    """Augmented batches of image files as a pure function of the step; as `preresnet.data.loaders.TrainingBatches`.
+def _alike(root: Path, expected: tuple[str, ...]) -> tuple[str, ...]:
+    """The folders in ``val`` that belong to the classes, in their order; refused where one has no counterpart."""
+    found = _folders(root, "val")
+    by_name = {normal(name): name for name in found}
+    wanted = {normal(name): name for name in expected}
+    if wrong := sorted(by_name.keys() ^ wanted.keys()):
+        name, (split, others) = wrong[0], ("train", wanted) if wrong[0] in by_name else ("val", by_name)
+        raise UserError(
+            f"class {(by_name | wanted)[name]!r} has no folder in {root / split}{_near(name, others)}; "
+            "train/ and val/ hold a folder for each class, named alike"
+        )
+    return tuple(by_name[name] for name in wanted)
 
-    Steps that follow each other are read ahead.
+
+def _split(place: Path, folders: tuple[str, ...]) -> ImageFiles:
+    names: list[bytes] = []
+    labels: list[int] = []
+    left_out: Counter[str] = Counter()
+    if folders:
+        beside = Counter(map(_kind, _entries(str(place))[0]))
+        left_out += Counter({"images in no class" if kind == "image" else kind: beside[kind] for kind in beside})
+        del left_out["folder"]
+    for label, folder in enumerate(folders):
+        found, others = find(place / folder)
+        if not found:
+            raise UserError(
+                f"{place / folder} holds no image{left_out_words(others)}; add some, or remove the folder from train/ "
+                "and val/"
+            )
+        names += [os.fsencode(f"{folder}/{name}") for name in found]
+        labels += [label] * len(found)
+        left_out += others
+    return ImageFiles(place, np.array(names, dtype=np.bytes_), torch.tensor(labels, dtype=torch.int64), left_out)
+
+
+def normal(name: str) -> str:
+    """A name as names are compared: accents composed (NFC), because file systems differ in how they keep them."""
+    return unicodedata.normalize("NFC", name)
+
+
+def labels_by_name(found: Sequence[str], known: Sequence[str], place: str) -> Tensor:
+    """The labels that a network has for classes of these names: (len(found),) int64.
 
     Args:
-        files: training images.
-        spec: augmentation.
-        normalisation: on the device that trains.
-        batch: images a step.
-        seed: of the run.
-        workers: processes that read; None chooses, 0 reads in this process.
-    """
-
-    def __init__(
-        self,
-        files: ImageFiles,
-        spec: DataSpec,
-        normalisation: Normalisation,
-        batch: int,
-        seed: int,
-        workers: int | None = None,
-    ) -> None:
-        self.dataset = _Training(files, spec, batch, seed)
-        self.order = Order(len(files), batch, seed)
-        self.normalisation = normalisation
-        self.workers = num_workers(workers)
-        self._ahead: Iterator[tuple[Tensor, Tensor] | str] = iter(())
-        self._next = -1
-
-    def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """The batch of a step: (batch, 3, size, size) float32 in channels_last; (batch,) int64.
-
-        Raises:
-            ValueError: a file is not a whole image; it is named.
-        """
-        if step != self._next:
-            keys = _Keys(self.order, step)
-            self._ahead = iter(DataLoader(self.dataset, batch_sampler=keys, **_loading(self.workers)))
-        pixels, labels = _whole(next(self._ahead))
-        self._next = step + 1
-        return _on_device(pixels, labels, self.normalisation)
-
-
-@dataclass(frozen=True)
-class _Keys:
-    """For each step from one on, the keys of its images."""
-
-    order: Order
-    start: int
-
-    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        step = self.start
-        while True:
-            yield [(index, step, place) for place, index in enumerate(self.order.indices(step).tolist())]
-            step += 1
-
-
-def centre_batches(
-    files: ImageFiles,
-    side: int,
-    crop: int,
-    normalisation: Normalisation,
-    workers: int | None = None,
-    batch: int = 100,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The centre crop of every image once, in order; the last batch may be smaller.
-
-    Larger crops than those of training pass through the same network: its head averages over whatever map remains,
-    which is the fully convolutional test of the paper (appendix).
+        found: names of the classes of a data set.
+        known: those that the network answers with, by label.
+        place: where the data set lies, for the message.
 
     Raises:
-        ValueError: a file is not a whole image; it is named.
+        ValueError: the network has no class of such a name; the first is named.
     """
-    loader = DataLoader(_Test(files, side, crop), batch_size=batch, **_loading(num_workers(workers)))
-    for found in loader:
-        yield _on_device(*_whole(found), normalisation)
+    labels = {normal(name): label for label, name in enumerate(known)}
+    for name in found:
+        if normal(name) not in labels:
+            raise UserError(
+                f"class {name!r} of {place} is none of the {len(known)} classes that the network was trained on "
+                f"({_list([repr(one) for one in known], '')}){_near(normal(name), labels)}; give images of those "
+                "classes, in folders named like them"
+            )
+    return torch.tensor([labels[normal(name)] for name in found], dtype=torch.int64)
 
 
-def _on_device(pixels: Tensor, labels: Tensor, normalisation: Normalisation) -> tuple[Tensor, Tensor]:
-    device = normalisation.mean.device
-    pixels, labels = (tensor.to(device, non_blocking=True) for tensor in (pixels, labels))
-    return normalisation(pixels).permute(0, 3, 1, 2), labels
+def _near(name: str, others: Iterable[str]) -> str:
+    folded = {other.casefold(): other for other in others}
+    near = get_close_matches(name.casefold(), folded, n=1, cutoff=0.8)
+    return f" ({folded[near[0]]!r} is there)" if near else ""
+
+
+def left_out_words(left_out: Mapping[str, int]) -> str:
+    """``; left out: 3 hidden, 1 .pdf``, or nothing."""
+    kinds = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{count:,} {kind}" for kind, count in kinds[:KINDS_SHOWN]]
+    if rest := sum(count for _, count in kinds[KINDS_SHOWN:]):
+        shown.append(f"{rest:,} of other kinds")
+    return f"; left out: {', '.join(shown)}" if shown else ""

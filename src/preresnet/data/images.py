@@ -1,17 +1,54 @@
-"""How does an image file become pixels?"""
+"""Image files as pixels: every picture format of Pillow, whole, upright, with 8 bits a channel."""
 
+import os
+import stat
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from preresnet.spec import UserError
 
+# Formats of pictures. What Pillow knows beside them are documents (PDF, and EPS, which starts another program), films,
+# measurements (HDF5, GRIB, FITS) and parts of desktops. HEIF is there where pillow-heif has been registered.
+FORMATS = (
+    *("JPEG", "PNG", "TIFF", "WEBP", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF", "HEIF", "TGA", "PSD", "PCX"),
+    *("SGI", "SUN", "QOI", "ICO"),
+)
+_ORIENTATION = 0x0112  # the one EXIF tag that is needed
+_TURNED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow decodes."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@cache
+def extensions() -> frozenset[str]:
+    """Ends of file names that stand for a picture that can be read here, in lower case: ``.jpg`` and others."""
+    readable = {*_formats(), "MPO"}  # MPO: what some cameras call a JPEG file with a second picture in it
+    return frozenset(end for end, name in Image.registered_extensions().items() if name in readable)
+
 
 def open_image(path: Path, least: int | None = None, mode: str = "RGB") -> Image.Image:
-    """One image of any format that Pillow knows, whole and upright.
+    """One image, whole and upright; of several in a file, the first.
+
+    16 bits a channel become the upper 8 of them. Colours are kept and an alpha channel is left out, as torchvision's
+    loader does. 32-bit integers and floating-point numbers are refused: their files do not say which value is white.
 
     Args:
         path: of the file.
@@ -20,19 +57,53 @@ def open_image(path: Path, least: int | None = None, mode: str = "RGB") -> Image
         mode: ``RGB``, or ``L`` for grey.
 
     Raises:
-        ValueError: the file is missing, or not a whole image; it is named.
+        ValueError: the file is missing, no regular file, or not a whole image; it is named.
     """
     try:
-        with Image.open(path) as opened:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for somebody who writes to it
+            raise UserError("it is a folder" if stat.S_ISDIR(status.st_mode) else "it is not a regular file")
+        if status.st_size == 0:
+            raise UserError("it is empty")
+        with Image.open(path, formats=_formats()) as opened:
             if least is not None:
                 opened.draft(None, (least, least))
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I;16") or image.mode == "I":  # 16 bits a pixel: Pillow would clip, not scale
-                image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
-            return image.convert(mode)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"{path}: cannot be read as an image ({reason})") from None
+            opened.load()
+            turned = _TURNED.get(_orientation(opened))
+            image = _eight_bits(opened)
+            image.info.pop("transparency", None)
+            image = image.convert(mode)
+            return image if turned is None else image.transpose(turned)
+    except Exception as error:  # a damaged file brings almost any kind out of Pillow, MemoryError among them
+        raise UserError(f"{path}: cannot be read as an image ({_reason(error)})") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the camera was held, 1 to 8; 1, upright, where the file does not say it in a way that can be read."""
+    try:
+        value = image.getexif().get(_ORIENTATION)
+    except Exception:  # the picture is worth more than what is written about it
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Pillow cuts larger values off at 255 instead of scaling them."""
+    sixteen = image.mode == "I" and image.format in ("PNG", "PPM")  # these have no more than 16 bits
+    if image.mode.startswith("I;16") or sixteen:
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
+        raise UserError(f"its pixels are {kind}, of which nothing says which is white; save it with 8 or 16 bits")
+    return image
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "it is of no known picture format"
+    if isinstance(error, MemoryError):
+        return "it is too large for the memory"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def read(path: Path, channels: int, size: int) -> Tensor:

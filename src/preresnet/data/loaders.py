@@ -1,4 +1,4 @@
-"""How does training see the batch of a step, and how is a whole set passed through once?"""
+"""The batch of a training step, and one pass through a whole set, for images in memory or in files."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from preresnet.data import augment, files
+from preresnet.data import augment, streaming
 from preresnet.data.augment import Normalisation, apply, draw
-from preresnet.data.files import FileBatches, ImageFiles
+from preresnet.data.files import ImageFiles
 from preresnet.data.order import Order, generator
 from preresnet.data.sets import Images
-from preresnet.recipe import DataSpec
+from preresnet.data.streaming import FileBatches
+from preresnet.recipe import DataSpec, ImagesInFiles, ImagesInMemory
 
 
 class Batches(Protocol):
@@ -38,7 +39,7 @@ class TrainingBatches:
     def __init__(
         self,
         images: Images,
-        spec: DataSpec,
+        spec: ImagesInMemory,
         normalisation: Normalisation,
         batch: int,
         seed: int,
@@ -78,13 +79,18 @@ def training_batches(
 ) -> Batches:
     """What training sees, for images in memory or in files; ``workers`` are processes that read files."""
     if isinstance(images, ImageFiles):
+        assert isinstance(spec, ImagesInFiles)
         return FileBatches(images, spec, normalisation, batch, seed, workers)
+    assert isinstance(spec, ImagesInMemory)
     return TrainingBatches(images, spec, normalisation, batch, seed, small_steps)
 
 
 def fit(images: Images | ImageFiles, spec: DataSpec) -> Normalisation:
     """The normalisation of a set: from its training images, or, for files, the numbers of ImageNet."""
-    return files.normalisation() if isinstance(images, ImageFiles) else augment.fit(images.pixels, spec)
+    if isinstance(images, ImageFiles):
+        return streaming.normalisation()
+    assert isinstance(spec, ImagesInMemory)
+    return augment.fit(images.pixels, spec)
 
 
 def fixed_batch(
@@ -94,8 +100,11 @@ def fixed_batch(
     count = min(count, len(images))
     chosen = torch.arange(count) * len(images) // count
     if isinstance(images, ImageFiles):
+        assert isinstance(spec, ImagesInFiles)
         side = max(spec.image_size, spec.test_sides[0] * spec.image_size // spec.test_crops[0])
-        passes = files.centre_batches(images.take(chosen), side, spec.image_size, normalisation, workers=0, batch=count)
+        passes = streaming.centre_batches(
+            images.take(chosen), side, spec.image_size, normalisation, workers=0, batch=count
+        )
     else:
         passes = evaluation_batches(images.take(chosen.to(images.pixels.device)), normalisation, batch=count)
     return next(passes)
@@ -119,7 +128,8 @@ def evaluations(
     """
     if not isinstance(images, ImageFiles):
         return {spec.image_size: evaluation_batches(images, normalisation)}
+    assert isinstance(spec, ImagesInFiles)
     return {
-        crop: files.centre_batches(images, side, crop, normalisation, workers)
+        crop: streaming.centre_batches(images, side, crop, normalisation, workers)
         for crop, side in zip(spec.test_crops, spec.test_sides, strict=True)
     }

@@ -1,4 +1,4 @@
-"""In which order are training images seen, and where does a run's chance come from?"""
+"""The order in which training images are seen, and the random generators that a run's chance comes from."""
 
 from functools import lru_cache
 

@@ -1,19 +1,17 @@
-"""Which images does a data set hold, and how are some of them held out?"""
+"""The images of a data set, read and padded, with some of them held out."""
 
+import importlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from preresnet.data import cifar, digits, files
+from preresnet.data import files
 from preresnet.data.files import ImageFiles
-from preresnet.recipe import STREAMED, DataSpec
+from preresnet.recipe import DATA_SETS, DataSpec, ImagesInFiles
 from preresnet.spec import UserError
-
-# classes, channels, height and width; known without reading a file, so that bad input is found before the data are
-SHAPES: dict[str, tuple[int, int, int]] = {"digits": (10, 1, 8), "cifar10": (10, 3, 32), "cifar100": (100, 3, 32)}
-TEST_IMAGES = {"digits": digits.NUM_TEST, "cifar10": 10_000, "cifar100": 10_000, "imagenet": 50_000}
 
 HOLDOUT_SEED = 2016  # one split for all runs, so that their held-out errors can be compared
 
@@ -58,6 +56,18 @@ class ImageSet:
     evaluation: Images | ImageFiles
     split: str
 
+    def words(self) -> str:
+        """How many images of how many classes were read from where, and what was left out."""
+        parts = (self.train, self.evaluation)
+        places = [f" from {part.root}" if isinstance(part, ImageFiles) else "" for part in parts]
+        roots = {part.root: part.left_out for part in parts if isinstance(part, ImageFiles)}
+        left_out = sum(map(Counter, roots.values()), Counter[str]())
+        return (
+            f"read {len(self.train):,} images of {len(self.classes):,} classes{places[0]} to train on, "
+            f"{len(self.evaluation):,}{places[1]} {'to test on' if self.split == 'test' else 'held out'}"
+            f"{files.left_out_words(left_out)}"
+        )
+
 
 def shape(spec: DataSpec, root: Path | None) -> tuple[int, int]:
     """Classes and channels of a data set; of ``folder`` by looking into it.
@@ -65,9 +75,8 @@ def shape(spec: DataSpec, root: Path | None) -> tuple[int, int]:
     Raises:
         ValueError: there is no such folder.
     """
-    if spec.name in SHAPES:
-        return SHAPES[spec.name][:2]
-    return files.CLASSES.get(spec.name) or len(files.classes(spec.name, root)), 3
+    known = DATA_SETS[spec.name]
+    return known.classes or len(files.classes(spec.name, root)), known.channels
 
 
 def load(spec: DataSpec, root: Path | None) -> ImageSet:
@@ -84,11 +93,12 @@ def load(spec: DataSpec, root: Path | None) -> ImageSet:
     """
     training: Images | ImageFiles
     testing: Images | ImageFiles
-    if spec.name in STREAMED:
-        classes, training, testing = files.read(spec.name, root)
+    if isinstance(spec, ImagesInFiles):
+        classes, training, testing = files.read(spec.name, root, test=spec.holdout == 0)
     else:
-        classes, train, test = digits.read() if spec.name == "digits" else cifar.read(spec.name, root)
-        training, testing = (Images(pad(pixels, spec.image_size), labels) for pixels, labels in (train, test))
+        reader = importlib.import_module(f"preresnet.data.{DATA_SETS[spec.name].reader}")
+        classes, *splits = reader.read(spec.name, root)
+        training, testing = (Images(pad(pixels, spec.image_size), labels) for pixels, labels in splits)
     if spec.holdout == 0:
         return ImageSet(classes, training, testing, "test")
     if spec.holdout >= len(training):

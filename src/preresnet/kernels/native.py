@@ -1,14 +1,20 @@
-"""How are the C++ parts for CPUs compiled, kept and called?"""
+"""The C++ operations for CPUs: compiled at first use for this machine, kept in a private folder, loaded and called.
+
+Three variables of the environment count. ``CXX`` names the compiler, with options if need be. ``PRERESNET_CACHE`` is
+the folder of compiled libraries (default: ``~/.cache/preresnet``); one that others may write to is not used.
+``PRERESNET_MARCH`` is the level of instructions, ``native`` (the default) or one of `LEVELS`, so that one machine tests
+what another has.
+"""
 
 import ctypes
 import hashlib
 import os
+import shlex
 import shutil
+import stat
 import subprocess
-import sys
 import tempfile
 import warnings
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,9 +22,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-KERNELS, POOL, PROGRAM = (Path(__file__).with_name(f"{name}.cpp") for name in ("kernels", "pool", "program"))
-FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-w")
+from preresnet.spec import UserError
+
+HERE = Path(__file__).parent
+SOURCES = tuple(HERE / name for name in ("norm.cpp", "gate.cpp", "program.cpp"))
+HEADERS = tuple(HERE / name for name in ("vectors.h", "maps.h"))
+# Contraction by name: a recomputed mask must be that of the first pass, in whole vectors and in the rest.
+FLAGS = ("-std=c++20", "-O3", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC", "-w")
 TYPES = {torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
+
+# What a processor must have, in the words of /proc/cpuinfo (x86-64 psABI, "micro-architecture levels").
+_V2 = frozenset({"cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3"})
+_V3 = _V2 | {"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"}
+_V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+LEVELS = {"x86-64-v2": _V2, "x86-64-v3": _V3, "x86-64-v4": _V4}
 
 _POINTER, _LONG, _DOUBLE, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_double, ctypes.c_int
 _ARGUMENTS: dict[str, list[Any]] = {
@@ -32,12 +49,16 @@ _ARGUMENTS: dict[str, list[Any]] = {
 
 
 def available() -> bool:
-    """Whether there are kernels; compiles them at the first call. Warns once where that fails."""
-    return _functions() is not None
+    """Whether there are kernels; compiles them at the first call. Warns once where that fails.
+
+    Raises:
+        UserError: ``PRERESNET_MARCH`` is no level, or one that this processor does not have.
+    """
+    return _library() is not None
 
 
 def call(name: str, dtype: torch.dtype, first: Tensor, *others: Tensor | float | None) -> None:
-    """Run one function of ``kernels.cpp``; on tensors without memory there is nothing to do.
+    """Run one function of ``norm.cpp`` or ``gate.cpp``; on tensors without memory there is nothing to do.
 
     Args:
         name: without the type's suffix.
@@ -48,85 +69,99 @@ def call(name: str, dtype: torch.dtype, first: Tensor, *others: Tensor | float |
     """
     if first.is_meta:
         return
-    functions = _functions()
-    assert functions is not None
-    values = [a.data_ptr() if isinstance(a, Tensor) else a for a in others]
-    functions[name, dtype](first.data_ptr(), *values, torch.get_num_threads())
+    values = [_address(value) if isinstance(value, Tensor) else value for value in others]
+    _functions()[name, dtype](_address(first), *values, torch.get_num_threads())
+
+
+def run_program(steps: ctypes.Array[Any]) -> None:
+    """Run the steps of ``program.cpp``, one after the other."""
+    library = _library()
+    assert library is not None
+    library.run(steps, _LONG(len(steps)), _INT(torch.get_num_threads()))
+
+
+def program_takes(dtype: torch.dtype) -> bool:
+    """Whether the steps of ``program.cpp`` may read a type: float32, and bfloat16 where the processor multiplies it."""
+    library = _library()
+    return library is not None and (dtype == torch.float32 or (dtype == torch.bfloat16 and bool(library.has_half())))
+
+
+def program_group() -> int:
+    """How many channels the widest group of ``program.cpp`` has."""
+    library = _library()
+    assert library is not None
+    return library.widest_group()
+
+
+@cache
+def level() -> str:
+    """What is compiled for: ``PRERESNET_MARCH``, else ``native``.
+
+    Raises:
+        UserError: no such level, or this processor does not have it.
+    """
+    given = os.environ.get("PRERESNET_MARCH") or "native"
+    if given == "native":
+        return given
+    has = _features()
+    able = ", ".join(["native", *(name for name, needed in LEVELS.items() if needed <= has)])
+    if given not in LEVELS:
+        raise UserError(f"PRERESNET_MARCH is {given!r}; use native, {', '.join(LEVELS)} (here: {able})")
+    if missing := LEVELS[given] - has:
+        raise UserError(
+            f"PRERESNET_MARCH is {given}, but this processor has no {', '.join(sorted(missing))}; use {able}"
+        )
+    return given
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: ``$PRERESNET_CACHE``, else ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    given = os.environ.get("PRERESNET_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "preresnet"
+    """Where compiled kernels are kept: ``$PRERESNET_CACHE``, else ``$XDG_CACHE_HOME`` or ``~/.cache``.
 
+    A folder that cannot be made or written to, or that is not this user's alone to write, is replaced by a private one
+    among the temporary files, the same for all processes of the user.
 
-@cache
-def keep_memory() -> bool:
-    """Let large tensors of this process take their memory from ``pool.cpp``, which asks the system for none twice.
-
-    A training step is 5 to 15 % faster for it, and holds little more than its tensors.
-
-    Returns:
-        Whether it does: on Linux, where there is a C++ compiler.
+    Raises:
+        OSError: nor is there a private one.
     """
-    if sys.platform != "linux":
-        return False
-    home = Path(torch.__file__).parent
-    flags = (
-        f"-I{home / 'include'}",
-        f"-L{home / 'lib'}",
-        "-lc10",
-        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
-        f'-DTORCH="{torch.__version__}"',  # a library for each, since the allocator's interface may change
+    given = os.environ.get("PRERESNET_CACHE")
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(given).expanduser() if given else Path(base) / "preresnet"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if _is_private(folder) and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    except (OSError, RuntimeError):  # RuntimeError: no home
+        pass
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
+    folder = Path(tempfile.gettempdir()) / f"preresnet-{user}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if not _is_private(folder, follow=False):
+        raise OSError(f"{folder} can be written to by others; remove it, or name a folder in PRERESNET_CACHE")
+    return folder
+
+
+def _is_private(path: Path, *, follow: bool = True) -> bool:
+    """Whether a folder or file is this user's and nobody else may write to it."""
+    found = path.stat(follow_symlinks=follow)
+    if not hasattr(os, "getuid"):  # Windows keeps a user's folders apart by other means
+        return True
+    writable = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return found.st_uid == os.getuid() and not writable and not stat.S_ISLNK(found.st_mode)
+
+
+def _address(tensor: Tensor) -> int:
+    """Where a tensor's values lie, one after the other."""
+    assert tensor.device.type == "cpu", f"a kernel of the CPU was given a tensor on {tensor.device}"
+    assert tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last), (
+        f"a kernel was given a tensor with gaps: {tuple(tensor.shape)}, strides {tensor.stride()}"
     )
-    try:
-        return bool(ctypes.CDLL(str(_build(POOL, *flags))).keep_memory())
-    except (OSError, subprocess.SubprocessError):
-        return False  # what it costs to have no compiler is said where kernels are compiled
-
-
-def run(steps: ctypes.Array[Any]) -> None:
-    """Run the steps of ``program.cpp``, one after the other."""
-    function = program()
-    assert function is not None
-    function(steps, len(steps), torch.get_num_threads())
-
-
-def program_has_half() -> bool:
-    """Whether the steps of ``program.cpp`` may read bfloat16."""
-    library = _program_library()
-    return library is not None and bool(library.has_half())
-
-
-def program() -> Callable[..., None] | None:
-    """The function of ``program.cpp``; None where it cannot be compiled."""
-    library = _program_library()
-    if library is None:
-        return None
-    library.run.argtypes, library.run.restype = [_POINTER, _LONG, _INT], None
-    return library.run
+    return tensor.data_ptr()
 
 
 @cache
-def _program_library() -> ctypes.CDLL | None:
-    try:
-        return ctypes.CDLL(str(_build(PROGRAM)))
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-@cache
-def _functions() -> dict[tuple[str, torch.dtype], Any] | None:
-    try:
-        library = ctypes.CDLL(str(_build(KERNELS)))
-    except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        warnings.warn(
-            f"the fused CPU kernels could not be compiled ({said.strip().splitlines()[0]}); PyTorch's own operations "
-            "are used, which is slower. Install a C++ compiler with OpenMP (g++ or clang++), or name one in CXX",
-            stacklevel=2,
-        )
-        return None
+def _functions() -> dict[tuple[str, torch.dtype], Any]:
+    library = _library()
+    assert library is not None
     found = {}
     for name, arguments in _ARGUMENTS.items():
         for dtype, suffix in TYPES.items():
@@ -136,37 +171,84 @@ def _functions() -> dict[tuple[str, torch.dtype], Any] | None:
     return found
 
 
-def _build(source: Path, *flags: str) -> Path:
-    """The path of the compiled library, compiled unless an equal source was compiled for this processor before."""
-    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    if compiler is None:
-        raise OSError("no C++ compiler was found")
-    key = hashlib.sha256(source.read_bytes())
-    key.update(repr((compiler, FLAGS, flags, _processor())).encode())
-    target = cache_folder() / f"{source.stem}-{key.hexdigest()[:16]}.so"
-    if not target.is_file():
+_warned: list[str] = []
+
+
+def _library() -> ctypes.CDLL | None:
+    found = _loaded()
+    if isinstance(found, ctypes.CDLL):
+        return found
+    if not _warned:
+        _warned.append(found)
+        warnings.warn(
+            f"the fused CPU kernels could not be compiled ({found}); PyTorch's own operations are used, which is slower"
+            ". Install a C++ compiler with OpenMP (g++ or clang++), or name one in CXX",
+            stacklevel=4,
+        )
+    return None
+
+
+@cache
+def _loaded() -> ctypes.CDLL | str:
+    """The library, or why there is none."""
+    march = level()
+    try:
+        path = _build(march)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            place = target.parent
-        except OSError:  # a home that cannot be written to: compile for this process alone
-            place = Path(tempfile.mkdtemp())
-            target = place / target.name
-        with tempfile.TemporaryDirectory(dir=place) as folder:
+            return ctypes.CDLL(str(path))
+        except OSError:  # left damaged by a machine that lost its power, say
+            path.unlink()
+            return ctypes.CDLL(str(_build(march)))
+    except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: an open quote in CXX
+        said = (getattr(error, "stderr", None) or str(error)).strip()
+        return said.splitlines()[0] if said else type(error).__name__
+
+
+def _build(march: str) -> Path:
+    """The path of the library, compiled unless equal sources were compiled for this processor before."""
+    compiler = shlex.split(os.environ.get("CXX", ""))
+    compiler = compiler or [next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), "")]
+    if not compiler[0]:
+        raise OSError("no C++ compiler was found")
+    command = [*compiler, *FLAGS, f"-march={march}"]
+    machine = _processor() if march == "native" else ""  # a folder may be shared by unequal machines
+    key = hashlib.sha256(repr((command, _run([*compiler, "--version"]), machine)).encode())
+    for source in (*HEADERS, *SOURCES):
+        key.update(source.read_bytes())
+    target = cache_folder() / f"kernels-{key.hexdigest()[:16]}.so"
+    if not (target.is_file() and _is_private(target, follow=False)):
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             partial = Path(folder) / target.name
-            command = [compiler, *FLAGS, str(source), *flags, "-o", str(partial)]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)  # noqa: S603
+            _run([*command, *map(str, SOURCES), "-o", str(partial)])
+            os.chmod(partial, 0o700)
             os.replace(partial, target)  # whole or not at all, whoever else compiles the same
     return target
 
 
-def _processor() -> str:
-    """What ``-march=native`` depends on; a folder of compiled kernels may be shared by unequal machines."""
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=300)  # noqa: S603
+    return done.stdout
+
+
+def _cpuinfo() -> list[tuple[str, str]]:
+    """Lines of /proc/cpuinfo as names and values; none elsewhere than on Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        import platform
+        return []
+    pairs = [line.partition(":") for line in lines]
+    return [(name.strip(), value.strip()) for name, _, value in pairs]
 
-        return platform.platform() + platform.processor()
-    return "\n".join(
-        sorted({line for line in lines if line.split(":")[0].strip() in ("flags", "Features", "model name")})
-    )
+
+def _features() -> set[str]:
+    return {word for name, value in _cpuinfo() if name in ("flags", "Features") for word in value.split()}
+
+
+def _processor() -> str:
+    """What ``-march=native`` depends on."""
+    known = {line for line in _cpuinfo() if line[0] in ("flags", "Features", "model name")}
+    if known:
+        return repr(sorted(known))
+    import platform
+
+    return platform.platform() + platform.processor()

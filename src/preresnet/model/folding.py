@@ -1,4 +1,4 @@
-"""Which norms disappear when a network only answers, and what computes the rest at once?
+"""Folding: norms that disappear into convolutions when a network only answers, and what computes the rest at once.
 
 A norm in evaluation mode is an affine map of each channel. Where it directly follows a convolution whose result nobody
 else reads, it folds into the convolution's weights: in a pre-activation unit every norm but the first of the residual
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from preresnet.kernels import passes
+from preresnet.kernels import onednn, passes
 from preresnet.model.network import Network, Stage
 from preresnet.model.preactivation import Norm
 from preresnet.model.shortcuts import Gate, IdentityJoin, Projection
@@ -40,27 +40,33 @@ class FoldedConv(nn.Module):
         self.settings: list[Any] = [list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups]
         self.weight = nn.Parameter(weight.to(dtype).contiguous(memory_format=torch.channels_last), requires_grad=False)
         self.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
-        self.packed: tuple[Tensor, Tensor] | None = None
+        self.packed: Tensor | None = None
 
     def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
-        """(n, c_in, h, w), and what is added to the result -> (n, c_out, h / s, w / s)."""
-        if not _has_onednn(x):
-            y = F.conv2d(x, self.weight, self.bias, *self.settings)
-            y = F.relu_(y) if self.relu else y
-            return y if plus is None else y + plus
-        if self.packed is None:  # oneDNN's own order of the weights, found once
-            stride, padding, dilation, groups = self.settings
-            weight = torch.ops.mkldnn._reorder_convolution_weight(
-                self.weight, padding, stride, dilation, groups, list(x.shape)
-            )
-            self.packed = weight, self.bias.detach()
-        stride, padding, dilation, groups = self.settings
-        pointwise = torch.ops.mkldnn._convolution_pointwise
-        if plus is None or self.relu:
-            after = "relu" if self.relu else "none"
-            y = pointwise(x, *self.packed, padding, stride, dilation, groups, after, [], None)
-            return y if plus is None else y + plus
-        return pointwise.binary(x, plus, *self.packed, padding, stride, dilation, groups, "add", 1.0, None, [], None)
+        """(n, c_in, h, w), and what is added to the result -> (n, c_out, h / s, w / s).
+
+        In bfloat16, sums are float32 and the result is rounded once, behind the ReLU and the addition. Where oneDNN
+        does not compute it (without AVX-512, mostly), a convolution in float32 of the same rounded operands does.
+        """
+        if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+            return self._composed(x, self.weight, self.bias, plus)
+        # Of a map one pixel wide, oneDNN under torch 2.11 cannot tell the memory layout.
+        if min(x.shape[2:]) > 1 and onednn.convolves(x.dtype):
+            if self.packed is None:  # oneDNN's own order of the weights, found once
+                self.packed = onednn.reorder(x, self.weight, *self.settings)
+            fused = None if self.relu else plus
+            y = onednn.convolve(x, self.packed, self.bias, *self.settings, plus=fused, relu=self.relu)
+            return y if plus is None or fused is not None else y + plus
+        if x.dtype == torch.bfloat16 and not onednn.convolves(x.dtype):
+            operands = (self.weight.float(), self.bias.float(), None if plus is None else plus.float())
+            return self._composed(x.float(), *operands).bfloat16()
+        return self._composed(x, self.weight, self.bias, plus)
+
+    def _composed(self, x: Tensor, weight: Tensor, bias: Tensor, plus: Tensor | None) -> Tensor:
+        """By PyTorch's own operations."""
+        y = F.conv2d(x, weight, bias, *self.settings)
+        y = F.relu_(y) if self.relu else y
+        return y if plus is None else y + plus
 
 
 class Affine(nn.Module):
@@ -182,13 +188,3 @@ def _following(layers: list[nn.Module], index: int) -> nn.Module:
 
 def _kept(module: nn.Module) -> nn.Module:
     return Affine(module) if isinstance(module, Norm) else module
-
-
-def _has_onednn(x: Tensor) -> bool:
-    return (
-        x.device.type == "cpu"
-        and min(x.shape[2:]) > 1  # of a map one pixel wide, oneDNN under torch 2.11 cannot tell the memory layout
-        and x.dtype in (torch.float32, torch.bfloat16)
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-    )

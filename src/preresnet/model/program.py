@@ -1,4 +1,4 @@
-"""How do a few images pass through folded residual units in one call?
+"""A few images through folded residual units in one call.
 
 `folding` leaves a sequence of units whose convolutions carry what follows them. For one image, calling a library for
 each takes longer than the arithmetic. Here the sequence becomes a list of steps for ``program.cpp``, with every address
@@ -19,7 +19,7 @@ from preresnet.kernels import native
 from preresnet.model.folding import Affine, Classifier, FoldedConv, FoldedUnit
 from preresnet.model.shortcuts import IdentityJoin, Projection, ZeroPad
 
-WIDTH = 16  # values of a vector
+WIDTH = 16  # channels are padded to a multiple of it: a vector of the widest processors, several of others
 CACHED = 256 << 10  # bytes of a convolution's weights, which each row of the result reads again
 SHAPES = 4  # input shapes whose programs are kept
 
@@ -33,7 +33,7 @@ class _Step(ctypes.Structure):
         *((name, ctypes.c_long) for name in ("images", "height", "width", "channels", "in_channels")),
         *((name, ctypes.c_long) for name in ("kernel", "stride", "in_pixel", "in_row", "in_image")),
         *((name, ctypes.c_long) for name in ("plus_stride", "plus_channels", "plus_row", "plus_image")),
-        *((name, ctypes.c_long) for name in ("vectors", "relu", "after_relu", "next_relu")),
+        *((name, ctypes.c_long) for name in ("group", "relu", "after_relu", "next_relu")),
         *((name, ctypes.c_long) for name in ("half", "half_plus", "half_out", "half_activated")),
     ]
 
@@ -109,9 +109,9 @@ class _Builder:
         target = out if out is not None else activated
         assert target is not None
         images, height, width, padded = target.pixels.shape
-        vectors = next(v for v in (4, 2, 1) if padded % (v * WIDTH) == 0)
+        group = next(g for g in (64, 32, 16) if padded % g == 0 and g <= native.program_group())
         if conv not in self.weights:
-            self.weights[conv] = _ordered(conv.weight, padded, vectors, source.pixels.dtype)
+            self.weights[conv] = _ordered(conv.weight, padded, group, source.pixels.dtype)
         self.kept += [
             self.weights[conv],
             *(one.pixels for one in (source, out, activated, plus and plus[0]) if one is not None),
@@ -145,7 +145,7 @@ class _Builder:
                 plus_channels=shortcut.padded if shortcut else 0,
                 plus_row=shortcut.row if shortcut else 0,
                 plus_image=shortcut.image if shortcut else 0,
-                vectors=vectors,
+                group=group,
                 relu=conv.relu,
                 after_relu=after_relu,
                 next_relu=next_relu,
@@ -162,7 +162,7 @@ def answering(network: nn.Module, dtype: torch.dtype = torch.float32) -> Callabl
 
     Args:
         network: what `folding.folded` returns in float32, on the CPU. Later changes of it do not reach the function.
-        dtype: of what convolutions read; bfloat16 where the processor multiplies it, otherwise float32 takes its place.
+        dtype: of what convolutions read: float32, or bfloat16 where the processor multiplies it.
 
     Returns:
         (n, in_channels, h, w) float32 in channels_last -> (n, num_classes).
@@ -170,14 +170,13 @@ def answering(network: nn.Module, dtype: torch.dtype = torch.float32) -> Callabl
     parts = list(network.children())
     stem = nn.Sequential(*(part for part in parts[:2]))
     units, (norm, classifier) = parts[2:-2], parts[-2:]
-    if not (native.program() and isinstance(classifier, Classifier)):
+    if not (native.program_takes(dtype) and isinstance(classifier, Classifier)):
         return None
     known = [unit for unit in units if isinstance(unit, FoldedUnit) and _is_known(unit)]
     if len(known) < len(units) or not known:
         return None
     pres = [unit.pre for unit in known] + [norm]
     weights: dict[FoldedConv, Tensor] = {}  # in the program's order, for all shapes
-    dtype = dtype if native.program_has_half() else torch.float32
     lock = threading.Lock()  # the maps of a program belong to one call at a time
 
     @lru_cache(maxsize=SHAPES)
@@ -192,7 +191,7 @@ def answering(network: nn.Module, dtype: torch.dtype = torch.float32) -> Callabl
                 found.raw.inside.copy_(x)
             if found.activated is not None:
                 found.activated.inside.copy_(pres[0](x))
-            native.run(found.steps)
+            native.run_program(found.steps)
             return classifier(found.result.inside)
 
     return answer
@@ -205,7 +204,7 @@ class Program:
     Args:
         raw: where the input goes; None if no step reads it as it is.
         activated: where its pre-activation goes; None if there is none.
-        steps: for `native.run`.
+        steps: for `native.run_program`.
         result: what the classifier reads.
         kept: tensors whose addresses the steps hold.
     """
@@ -306,14 +305,14 @@ def _shape(conv: FoldedConv, source: Map) -> tuple[int, int, int, int]:
     return images, len(conv.weight), -(-(height - 2) // stride), -(-(width - 2) // stride)
 
 
-def _ordered(weight: Tensor, padded: int, vectors: int, dtype: torch.dtype) -> Tensor:
+def _ordered(weight: Tensor, padded: int, group: int, dtype: torch.dtype) -> Tensor:
     """(c_out, c_in, k, k) in the order in which ``program.cpp`` reads it.
 
     (groups, k * k, c_in, values of a group), and of bfloat16 (groups, k * k, c_in / 2, values of a group, 2).
     """
     out, channels, kernel, _ = weight.shape
     together = 4 // dtype.itemsize
-    turns, group = -(-channels // together), vectors * WIDTH
+    turns = -(-channels // together)
     held = torch.zeros(padded, turns * together, kernel, kernel)
     held[:out, :channels] = weight.detach()
     held = held.view(padded // group, group, turns, together, kernel * kernel)

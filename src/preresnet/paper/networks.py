@@ -1,4 +1,4 @@
-"""Which networks does the paper describe, and what is each one's exact specification?"""
+"""Every network of the paper as an exact specification, by a name whose grammar covers more."""
 
 import difflib
 import re
@@ -68,9 +68,10 @@ _NAME = re.compile(
     rf"(?:-(?P<unit>{'|'.join(_UNITS)}))?"
     rf"(?:-(?P<shortcut>{'|'.join(map(re.escape, sorted(SHORTCUTS, key=len, reverse=True)))}))?"
     r"(?P<projected>-projected)?"
+    r"(?P<spatial>-spatial)?"
 )
 NAME_FORM = (
-    "resnet<depth>-<order>[-basic|-bottleneck|-1layer][-<shortcut>][-projected], with an order of "
+    "resnet<depth>-<order>[-basic|-bottleneck|-1layer][-<shortcut>][-projected][-spatial], with an order of "
     f"{', '.join(ORDERS)}, plain"
 )
 
@@ -82,7 +83,8 @@ def network_names() -> list[str]:
     cifar += [f"resnet110-{order}-projected" for order in ("original", "preact")]
     cifar += [f"resnet{depth}-plain" for depth in PLAIN_DEPTHS]
     cifar += [f"resnet110-original-{shortcut}" for shortcut in SHORTCUTS]
-    return cifar + [f"resnet{depth}-{order}" for depth in IMAGENET_UNITS for order in ORDERS]
+    imagenet = [f"resnet{depth}-{order}" for depth in IMAGENET_UNITS for order in ORDERS]
+    return [*cifar, *imagenet, "resnet200-preact-spatial"]
 
 
 def network(name: str, num_classes: int | None = None, in_channels: int = 3) -> NetSpec:
@@ -90,7 +92,9 @@ def network(name: str, num_classes: int | None = None, in_channels: int = 3) -> 
 
     Beside the names of `network_names`, any depth 6n+2 (basic), 9n+2 (bottleneck) or 3n+2 (single, ``-1layer``) is
     understood. Without a unit in the name, 18, 34, 50, 101, 152 and 200 are the ImageNet networks, and a depth that
-    is both 6n+2 and 9n+2 is basic, except 164; ``resnet164-preact-basic`` says otherwise.
+    is both 6n+2 and 9n+2 is basic, except 164; ``resnet164-preact-basic`` says otherwise. ``-projected`` puts 1x1
+    convolutions on shortcuts where channels change (option B of the 2015 paper), and ``-spatial`` lets bottlenecks
+    stride in their 3x3 convolution instead of the first 1x1 (fb.resnet.torch).
 
     Paper: Sections 3 to 5 and the appendix. Depth rules: 2015 paper, Section 4.2.
 
@@ -115,6 +119,10 @@ def network(name: str, num_classes: int | None = None, in_channels: int = 3) -> 
     spec = build(depth, match["unit"], order, shortcut)
     if match["projected"]:
         spec = replace(spec, dialect=replace(spec.dialect, dimension_change="projection"))
+    if match["spatial"]:
+        if spec.unit.kind != "bottleneck":
+            raise UserError(f"no network {name!r}: only a bottleneck can stride in another convolution; drop -spatial")
+        spec = replace(spec, dialect=replace(spec.dialect, stride_position="spatial"))
     return replace(spec, num_classes=spec.num_classes if num_classes is None else num_classes, in_channels=in_channels)
 
 
@@ -135,7 +143,8 @@ def at_depth(name: str, depth: int) -> str:
     if is_imagenet and depth not in IMAGENET_UNITS:
         raise UserError(f"no ImageNet network of {depth} layers; there are {', '.join(map(str, IMAGENET_UNITS))}")
     order, shortcut, projected = match["order"], match["shortcut"], match["projected"] or ""
-    end = (f"-{shortcut}" if shortcut else "") + projected
+    is_bottleneck = IMAGENET_UNITS[depth][0] == "bottleneck" if is_imagenet else True  # of 18 and 34 layers: basic
+    end = (f"-{shortcut}" if shortcut else "") + projected + ((match["spatial"] or "") if is_bottleneck else "")
     plain = f"resnet{depth}-{order}{end}"
     kind = next(word for word, kind in _UNITS.items() if kind == spec.unit.kind)
     explicit = f"resnet{depth}-{order}-{kind}{end}"

@@ -1,11 +1,21 @@
-"""How did the paper train each network, and which recipes are our own?"""
+"""How the paper trained each network, by name; and recipes of our own, apart."""
 
 import difflib
 from dataclasses import replace
 
 from preresnet.paper.networks import IMAGENET_UNITS, network
 from preresnet.paper.tables import ROWS
-from preresnet.recipe import DataSpec, Optim, Recipe, Schedule
+from preresnet.recipe import (
+    DATA_SETS,
+    SGD,
+    ImagesInFiles,
+    ImagesInMemory,
+    Milestones,
+    Muon,
+    OneCycle,
+    Recipe,
+    images_of,
+)
 from preresnet.spec import UserError
 
 # Trained by the 2015 paper with the same recipe; the small members of the family, for comparison.
@@ -13,20 +23,24 @@ SMALL = tuple(f"cifar10/resnet{depth}-{order}" for depth in (20, 32, 44, 56) for
 
 
 def _authors_code(name: str) -> Recipe:
-    """Table 4's dagger, as ``resnet-1k-layers`` runs it: batch 64, 200 epochs of 782 updates, Nesterov, no warm-up."""
+    """Table 4's dagger, as ``resnet-1k-layers`` runs it: batch 64, 200 epochs of 782 updates, Nesterov, no warm-up.
+
+    Its command has ``-batchSize 64 -nGPU 2``: each device takes 32 images, and a norm sees those of its device.
+    """
     return Recipe(
         network=name,
-        data=DataSpec(name="cifar10", normalise="channel_mean_std"),
-        optim=Optim(nesterov=True),
-        schedule=Schedule(steps=156_400, milestones=(62_560, 94_622), warmup_steps=0),
+        data=ImagesInMemory(name="cifar10", normalise="channel_mean_std"),
+        optim=SGD(nesterov=True),
+        schedule=Milestones(steps=156_400, milestones=(62_560, 94_622), warmup_steps=0),
         global_batch=64,
+        norm_batch=32,
     )
 
 
 # Table 5. The appendix gives batch and learning rate but not the length; 90 epochs is that of fb.resnet.torch, whose
-# training gave the table's last row. The set is that of ILSVRC 2012.
-IMAGENET_IMAGES, IMAGENET_EPOCHS = 1_281_167, 90
-EPOCH = -(-IMAGENET_IMAGES // 256)
+# training gave the table's last row.
+IMAGENET_EPOCHS = 90
+EPOCH = -(-(DATA_SETS["imagenet"].num_train or 0) // 256)
 
 
 def _imagenet(name: str) -> Recipe:
@@ -35,16 +49,8 @@ def _imagenet(name: str) -> Recipe:
         raise UserError(f"{name} is a network for CIFAR; ImageNet's have {', '.join(map(str, IMAGENET_UNITS))} layers")
     return Recipe(
         network=name,
-        data=DataSpec(
-            name="imagenet",
-            image_size=224,
-            normalise="channel_mean_std",
-            augment="scale",
-            test_crops=(320, 224),
-            test_sides=(320, 256),
-            pad=0,
-        ),
-        schedule=Schedule(steps=IMAGENET_EPOCHS * EPOCH, milestones=(30 * EPOCH, 60 * EPOCH), warmup_steps=0),
+        data=ImagesInFiles(name="imagenet"),
+        schedule=Milestones(steps=IMAGENET_EPOCHS * EPOCH, milestones=(30 * EPOCH, 60 * EPOCH), warmup_steps=0),
         global_batch=256,
         norm_batch=32,
         eval_every=EPOCH,
@@ -52,26 +58,29 @@ def _imagenet(name: str) -> Recipe:
 
 
 def _facebooks(name: str) -> Recipe:
-    """Table 5's dagger, as fb.resnet.torch trains: scale and aspect ratio, Nesterov."""
-    base = _imagenet(name)
-    return replace(base, data=replace(base.data, augment="aspect"), optim=Optim(nesterov=True))
+    """Table 5's dagger, as fb.resnet.torch trains: scale and aspect ratio, Nesterov, strides in the 3x3."""
+    return replace(
+        _imagenet(f"{name}-spatial"),
+        data=ImagesInFiles(name="imagenet", augment="aspect"),
+        optim=SGD(nesterov=True),
+    )
 
 
 # Not the paper's: apart by name, never compared with a printed number.
 OWN: dict[str, Recipe] = {
     "cifar10/resnet20-preact-quick": Recipe(
         network="resnet20-preact",
-        data=DataSpec(name="cifar10", pad=2, small_size=24, small_share=0.6),
-        optim=Optim(nesterov=True, weight_decay=2e-4, orthogonal_scale=0.15),
-        schedule=Schedule(steps=3_000, lr=0.2, shape="one_cycle", warmup_steps=600),
+        data=ImagesInMemory(name="cifar10", pad=2, small_size=24, small_share=0.6),
+        optim=Muon(nesterov=True, weight_decay=2e-4, orthogonal_scale=0.15),
+        schedule=OneCycle(steps=3_000, lr=0.2, warmup_steps=600),
         eval_every=600,
         save_every=300,
     ),
     "digits/resnet20-preact": Recipe(
         network="resnet20-preact",
-        data=DataSpec(name="digits", image_size=16, pad=1, flip=False),
-        optim=Optim(nesterov=True, weight_decay=5e-4),
-        schedule=Schedule(steps=800, lr=0.2, shape="one_cycle", warmup_steps=160),
+        data=ImagesInMemory(name="digits", image_size=16, pad=1, flip=False),
+        optim=SGD(nesterov=True, weight_decay=5e-4),
+        schedule=OneCycle(steps=800, lr=0.2, warmup_steps=160),
         global_batch=64,
         log_every=20,
         eval_every=100,
@@ -111,7 +120,7 @@ def recipe(name: str) -> Recipe:
     if data in ("cifar10", "cifar100", "imagenet"):
         try:
             network(net)
-            return _imagenet(net) if data == "imagenet" else Recipe(network=net, data=DataSpec(name=data))
+            return _imagenet(net) if data == "imagenet" else Recipe(network=net, data=images_of(data))
         except ValueError as error:
             raise UserError(f"no recipe {name!r}{_suggest(name)} ({error})") from None
     raise UserError(f"no recipe {name!r}{_suggest(name)}; `preresnet list recipes` shows all")

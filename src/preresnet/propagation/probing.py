@@ -17,16 +17,15 @@ from preresnet.data.order import generator
 from preresnet.model.describe import default_size
 from preresnet.model.network import Network, build
 from preresnet.paper.networks import network
-from preresnet.paper.recipes import recipe
-from preresnet.propagation import heatmaps, pictures, series, verdict
+from preresnet.pictures import canvas, depth, heatmaps
+from preresnet.propagation import series, verdict
 from preresnet.propagation.probe import probe
-from preresnet.recipe import STREAMED, DataName, DataSpec
+from preresnet.recipe import DATA_SETS, DataName, images_of
 from preresnet.spec import UserError
 from preresnet.train import watch
 from preresnet.train.folder import read_network
 
-Data = Literal["auto", "noise", "digits", "cifar10", "cifar100", "imagenet", "folder"]
-_PHOTOGRAPHS = recipe("imagenet/resnet50-preact").data
+Data = Literal["auto", "noise"] | DataName
 PROBE_FILE, PICTURE_FILE, SERIES_PICTURE = "probe.json", "probe.png", "training.png"
 
 
@@ -114,10 +113,10 @@ def measure(names: Sequence[str], settings: Settings, report: Callable[[str], No
         out.mkdir(parents=True, exist_ok=True)
         (out / PROBE_FILE).write_text(json.dumps(series.short(result), indent=1) + "\n")
         titles = dict(zip(names, _titles(names), strict=True))
-        pictures.draw({titles[name]: one for name, one in found.items()}, out / PICTURE_FILE)
+        canvas.save(depth.draw_depth({titles[name]: one for name, one in found.items()}), out / PICTURE_FILE)
         probed = {titles[name]: lines for name in names if Path(name).is_dir() and (lines := watch.read(Path(name)))}
         if probed:
-            heatmaps.write(probed, out / SERIES_PICTURE)
+            canvas.save(heatmaps.draw_heatmaps(probed), out / SERIES_PICTURE)
     return result
 
 
@@ -146,43 +145,36 @@ def _open(name: str, settings: Settings) -> Subject:
     path, data = Path(name), settings.data
     if len(path.parts) > 1 and not path.exists():
         raise UserError(f"there is no run, weights file or specification {name}")
-    normalisation = None
+    normalisation = own = None
     if path.is_dir() or name.endswith(".safetensors"):
-        found = trained.open_weights(path)
+        own = found = trained.open_weights(path)
         model = found.model
-        spec = found.data if data in ("auto", found.data.name) else None if data == "noise" else _images(data)
+        spec = found.data if data in ("auto", found.data.name) else None if data == "noise" else images_of(data)
         if spec is found.data:
             normalisation = found.normalisation
     else:
         net = read_network(path) if name.endswith(".json") else network(name)
-        spec = None if data == "auto" or data == "noise" else _images(data)
+        spec = None if data == "auto" or data == "noise" else images_of(data)
         if spec is not None:
             classes, channels = sets.shape(spec, settings.data_root)
             net = replace(net, num_classes=classes, in_channels=channels)
         model = build(net, settings.seed)
     if spec is None:
         if settings.verdict:
-            raise UserError(
-                "a verdict needs labelled images; give --data digits, cifar10, cifar100, imagenet or folder"
-            )
+            raise UserError(f"a verdict needs labelled images; give --data {', '.join(DATA_SETS)}")
         return Subject(model, "noise", lambda count: _noise(model, settings, count))
     if settings.image_size is not None:
         spec = replace(spec, image_size=settings.image_size)
     _, channels = sets.shape(spec, settings.data_root)
     if channels != model.spec.in_channels:
         raise UserError(f"{name} takes images of {model.spec.in_channels} channels, {spec.name} has {channels}")
-    loaded = sets.load(spec, settings.data_root)
+    loaded = sets.load(spec, settings.data_root) if own is None else trained.load_set(own, spec, settings.data_root)
     if normalisation is None:
         normalisation = loaders.fit(loaded.train, spec)
     batches = loaders.training_batches(
         loaded.train, spec, normalisation, settings.batch, settings.seed, workers=0 if settings.batches == 1 else None
     )
     return Subject(model, spec.name, lambda count: [batches.at(step) for step in range(count)])
-
-
-def _images(data: DataName) -> DataSpec:
-    """A set as the paper's recipe prepares it."""
-    return replace(_PHOTOGRAPHS, name=data) if data in STREAMED else DataSpec(name=data)
 
 
 def _noise(model: Network, settings: Settings, count: int) -> list[tuple[Tensor, Tensor]]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from preresnet.model.network import Network
-from preresnet.propagation import heatmaps
+from preresnet.pictures import canvas, heatmaps
 from preresnet.propagation.probe import Probe, probe
 from preresnet.train import trainer
 from preresnet.train.folder import Request
@@ -84,4 +84,4 @@ def draw(folder: Path, title: str) -> None:
     """The heat maps of a run, in its folder; nothing where nothing was probed."""
     lines = read(folder)
     if lines:
-        heatmaps.write({title: lines}, folder / PICTURE_FILE)
+        canvas.save(heatmaps.draw_heatmaps({title: lines}), folder / PICTURE_FILE)

@@ -26,7 +26,7 @@ from preresnet.model.network import Network
 from preresnet.paper.tables import TABLE_1, TABLE_2
 from preresnet.propagation import streams
 from preresnet.propagation.probe import Probe, probe
-from preresnet.recipe import Optim, Schedule
+from preresnet.recipe import SGD, Milestones, Optim, Schedule
 from preresnet.spec import UserError
 from preresnet.train.optim import set_lr, sgd, update
 
@@ -96,9 +96,9 @@ def judge(
     """
     if len(batches) < 4:
         raise UserError(f"{len(batches)} batches; a verdict needs 4 or more")
-    rate = (schedule or Schedule()).at(0)
+    rate = (schedule or Milestones()).at(0)
     found = probe(model, batches[0], seed=seed)
-    losses, wrong = _learn(model, batches, rate, optim or Optim(), seed)
+    losses, wrong = _learn(model, batches, rate, optim or SGD(), seed)
     return decide(found, losses, wrong, rate, len(batches[0][1]), _classes(batches))
 
 

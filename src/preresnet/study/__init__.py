@@ -1,1 +1,1 @@
-"""Experiments of many runs: the paper's tables again, sweeps, reports."""
+"""Experiments of many runs: tables of the paper again, and sweeps."""

@@ -19,7 +19,7 @@ from preresnet import inference
 from preresnet.data import sets
 from preresnet.model.describe import multiply_adds
 from preresnet.model.network import build
-from preresnet.recipe import Optim, Precision, Recipe
+from preresnet.recipe import DATA_SETS, ImagesInFiles, Optim, Precision, Recipe
 from preresnet.spec import NetSpec, UserError
 from preresnet.study.plan import Plan, PlannedRow, run_folder
 from preresnet.train.folder import resolve_network
@@ -134,13 +134,15 @@ def predict(
 def _work(row: PlannedRow, device: torch.device, root: Path | None) -> Work:
     recipe = row.recipe
     classes, channels = sets.shape(recipe.data, root)
-    of_set = sets.TEST_IMAGES.get(recipe.data.name) or len(sets.load(recipe.data, root).evaluation)
+    evaluated = (
+        recipe.data.holdout or DATA_SETS[recipe.data.name].num_test or len(sets.load(recipe.data, root).evaluation)
+    )
     return Work(
         spec=resolve_network(recipe, classes, channels),
         size=recipe.data.image_size,
         steps=recipe.schedule.steps,
         batch=recipe.global_batch,
-        evaluated=round(_passes(recipe) * (recipe.data.holdout or of_set)),
+        evaluated=round(_passes(recipe) * evaluated),
         optim=recipe.optim,
         norm_batch=recipe.norm_batch,
         precision=devices.resolve(recipe.precision, device),
@@ -150,7 +152,8 @@ def _work(row: PlannedRow, device: torch.device, root: Path | None) -> Work:
 def _passes(recipe: Recipe) -> float:
     """Over the evaluated images, in all; one on larger crops counts as their pixels do."""
     size = recipe.data.image_size
-    first, *others = [(crop / size) ** 2 for crop in recipe.data.test_crops or [size]]
+    crops = recipe.data.test_crops if isinstance(recipe.data, ImagesInFiles) else (size,)
+    first, *others = [(crop / size) ** 2 for crop in crops]
     return -(-recipe.schedule.steps // recipe.eval_every) * first + sum(others)
 
 
@@ -161,7 +164,7 @@ def _kind(work: Work) -> str:
     unit = asdict(work.spec.unit) | {"shortcut": (shortcut["kind"], is_plain)}
     widths = [(stage.width, stage.stride) for stage in work.spec.stages]
     key = (unit, work.spec.stem, widths, work.spec.dialect, work.size, work.batch, work.norm_batch, work.precision)
-    return repr((*key, bool(work.optim.orthogonal_scale)))
+    return repr((*key, work.optim.kind))
 
 
 def _line(work: Work, device: torch.device) -> Callable[[int], tuple[float, float]]:

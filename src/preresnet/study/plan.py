@@ -1,4 +1,4 @@
-"""Which runs make up a table or figure of the paper, at its length or shortened?"""
+"""The runs that make up a table or figure of the paper, at its length or shortened."""
 
 import json
 import shlex
@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from preresnet.changes import FOLLOWERS, changed, in_proportion
 from preresnet.paper.networks import at_depth
 from preresnet.paper.recipes import recipe
 from preresnet.paper.studies import Study, chosen, row_name
 from preresnet.paper.tables import Row
-from preresnet.recipe import Recipe
+from preresnet.recipe import ImagesInMemory, Recipe
 from preresnet.spec import UserError, to_json
 
 SHORTEST = 8  # steps; below, the milestones at 1/2 and 3/4 would meet
@@ -27,11 +28,13 @@ class Scale:
         steps: weight updates.
         batch: images of an update.
         depth: layers.
+        holdout: training images that every run keeps out and is evaluated on, instead of the test set.
     """
 
     steps: int | None = None
     batch: int | None = None
     depth: int | None = None
+    holdout: int | None = None
 
     @property
     def given(self) -> dict[str, int]:
@@ -42,14 +45,14 @@ class Scale:
         return ", ".join(f"{name}={value}" for name, value in self.given.items())
 
 
-def parse_scale(text: str) -> Scale | None:
-    """``steps=2000,batch=64,depth=20``, any of them; empty text is the paper's full length.
+def parse_scale(text: str, holdout: int | None = None) -> Scale | None:
+    """``steps=2000,batch=64,depth=20``, any of them, and held-out images; nothing is the paper's own way.
 
     Raises:
         ValueError: another name, or a value that is no number or too small.
     """
     if not text:
-        return None
+        return None if holdout is None else Scale(holdout=holdout)
     found: dict[str, int] = {}
     least = {"steps": SHORTEST, "batch": 2, "depth": 5}
     for part in text.split(","):
@@ -60,7 +63,7 @@ def parse_scale(text: str) -> Scale | None:
                 "at most once, for example steps=2000,batch=64,depth=20"
             )
         found[name] = int(value)
-    return Scale(**found)
+    return Scale(**found, holdout=holdout)
 
 
 def scaled(full: Recipe, scale: Scale | None) -> Recipe:
@@ -78,23 +81,18 @@ def scaled(full: Recipe, scale: Scale | None) -> Recipe:
         return full
     schedule, batch = full.schedule, scale.batch or full.global_batch
     steps = scale.steps or schedule.steps
-    share = steps / schedule.steps
+    given = {"schedule.steps": steps} | ({} if scale.holdout is None else {"data.holdout": scale.holdout})
+    shortened, _ = changed(full, given)
 
     def shrunk(count: int) -> int:
-        return max(1, round(count * share)) if count else 0
+        return in_proportion(count, steps, schedule.steps)
 
     apart = -(-EVALUATION_IMAGES // batch) if steps < schedule.steps else 1
     return replace(
-        full,
+        shortened,
         network=at_depth(full.network, scale.depth) if scale.depth else full.network,
         global_batch=batch,
         norm_batch=full.norm_batch and max(size for size in range(1, full.norm_batch + 1) if batch % size == 0),
-        schedule=replace(
-            schedule,
-            steps=steps,
-            milestones=tuple(shrunk(milestone) for milestone in schedule.milestones),
-            warmup_steps=shrunk(schedule.warmup_steps),
-        ),
         log_every=shrunk(full.log_every),
         eval_every=min(steps, max(shrunk(full.eval_every), apart)),
         save_every=shrunk(full.save_every),
@@ -190,7 +188,9 @@ def _paper_row(row: Row, scale: Scale | None) -> PlannedRow:
         recipe=found,
         folder=moved.recipe.replace("/", "-"),
         paper=row,
-        crop=None if (row.test_crop,) == found.data.test_crops[:1] else row.test_crop,
+        crop=None
+        if isinstance(found.data, ImagesInMemory) or row.test_crop == found.data.test_crops[0]
+        else row.test_crop,
         command=train_options(row.recipe, full, found),
     )
 
@@ -199,8 +199,9 @@ def train_options(name: str, base: Recipe, made: Recipe) -> tuple[str, ...]:
     """`preresnet train` with the options that turn one recipe into another."""
     before, after = _flat(json.loads(to_json(base))), _flat(json.loads(to_json(made)))
     command = ["preresnet", "train", name]
+    moved = {follower for leader, them in FOLLOWERS.items() if before[leader] != after[leader] for follower in them}
     for field, value in after.items():
-        if value == before[field]:
+        if field in before and value == before[field] and field not in moved:
             continue
         option = field.replace("_", "-")
         if isinstance(value, bool):

@@ -11,7 +11,7 @@ import preresnet.device as devices
 from preresnet.data import sets
 from preresnet.propagation import series
 from preresnet.spec import MemoryPlan, UserError
-from preresnet.study import executors, manifest
+from preresnet.study import entries, executors
 from preresnet.study.plan import Plan, run_folder
 from preresnet.study.runs import Job, Outcome, kept, step
 from preresnet.train import folder
@@ -95,7 +95,7 @@ def reproduce(plan: Plan, seeds: int, settings: Settings, progress: Progress | N
     for recipe in recipes:
         num_classes, in_channels = sets.shape(recipe.data, settings.data_root)
         folder.resolve_network(recipe, num_classes, in_channels)
-    found = manifest.open_study(out, plan, range(seeds), settings.command)
+    found = entries.open_study(out, plan, range(seeds), settings.command)
     if settings.executor == "local":
         devices.choose(settings.device)
     else:
@@ -143,11 +143,11 @@ def _do(
         same = sharing.setdefault(job.request.out, [])
         same.append(job)
         outcome = kept(job.request, job.crop)
-        manifest.note(found, job.row, job.request.seed, outcome or Outcome("stopped"))
+        entries.note(found, job.row, job.request.seed, outcome or Outcome("stopped"))
         if outcome is None and same[0] is job:
             due.append(job)
-    manifest.refresh(out, found)
-    manifest.write(out, found)
+    entries.refresh(out, found)
+    entries.write(out, found)
     steps = {job.name: step(job) for job in due}
     unfinished = {job.name: job for job in due}
     running: set[str] = set()
@@ -155,9 +155,9 @@ def _do(
     def report(job: Job, outcome: Outcome) -> None:
         unfinished.pop(job.name)
         for one in sharing[job.request.out]:
-            manifest.note(found, one.row, one.request.seed, kept(one.request, one.crop) or outcome)
-        manifest.refresh(out, found)
-        manifest.write(out, found)
+            entries.note(found, one.row, one.request.seed, kept(one.request, one.crop) or outcome)
+        entries.refresh(out, found)
+        entries.write(out, found)
         progress.ended(job, outcome)
 
     def tick() -> None:
@@ -169,15 +169,15 @@ def _do(
             progress.moved(job, now)
             if name not in running:
                 running.add(name)
-                manifest.note(found, job.row, job.request.seed, None)
-                manifest.write(out, found)
+                entries.note(found, job.row, job.request.seed, None)
+                entries.write(out, found)
 
     progress.begin(due)
     execute = executors.local if settings.executor == "local" else executors.on_ray
     stopped = execute(due, settings.jobs, report, tick) if due else 0
     for job in unfinished.values():
-        manifest.note(found, job.row, job.request.seed, Outcome("stopped"))
-    manifest.write(out, found)
+        entries.note(found, job.row, job.request.seed, Outcome("stopped"))
+    entries.write(out, found)
     if stopped:
         raise InterruptedStudyError(stopped, settings.out)
     return found

@@ -16,7 +16,7 @@ from preresnet.data import sets
 from preresnet.propagation import series
 from preresnet.recipe import Recipe
 from preresnet.spec import from_json, to_json
-from preresnet.study.content import STUDY_FILE
+from preresnet.study.manifest import STUDY_FILE
 from preresnet.train import folder, runlog, trainer
 from preresnet.train.checkpoint import write_atomically
 

@@ -1,16 +1,17 @@
-"""Which runs make up a grid over any fields of a recipe?"""
+"""The runs that make up a grid over any fields of a recipe."""
 
 import itertools
 import json
-from dataclasses import asdict, fields
+from collections.abc import Callable
 from typing import Any
 
+from preresnet.changes import changed, field_names
 from preresnet.recipe import Recipe
-from preresnet.spec import UserError, from_json
+from preresnet.spec import UserError
 from preresnet.study.plan import Plan, PlannedRow, train_options
 
 
-def of_sweep(name: str, base: Recipe, vary: tuple[str, ...]) -> Plan:
+def of_sweep(name: str, base: Recipe, vary: tuple[str, ...], report: Callable[[str], None] = lambda line: None) -> Plan:
     """Every combination of the values of some fields of a recipe.
 
     Args:
@@ -18,6 +19,7 @@ def of_sweep(name: str, base: Recipe, vary: tuple[str, ...]) -> Plan:
         base: the recipe.
         vary: ``field=value,value``, each field once; a field is named as the option of `preresnet train` is, or by its
             last part where that is enough. A single value changes the recipe of every row.
+        report: is told what changes with these fields.
 
     Raises:
         ValueError: no such field, or a value that it does not take.
@@ -31,17 +33,14 @@ def of_sweep(name: str, base: Recipe, vary: tuple[str, ...]) -> Plan:
             raise UserError(f"--vary names {field} twice; give all of its values at once, separated by commas")
         grid[field] = values
     shown = [field for field, values in grid.items() if len(values) > 1] or list(grid)
-    rows = []
+    rows, reported = [], set[str]()
     for values in itertools.product(*grid.values()):
         point = dict(zip(grid, values, strict=True))
-        content = asdict(base)
-        for field, value in point.items():
-            *path, last = field.split(".")
-            inner = content
-            for part in path:
-                inner = inner[part]
-            inner[last] = value
-        made = from_json(Recipe, json.dumps(content))
+        made, said = changed(base, point)
+        for line in said:
+            if line not in reported:
+                report(line)
+        reported.update(said)
         words = {field: _word(point[field]) for field in shown}
         row = "_".join(f"{field}={word}" for field, word in words.items()).replace("/", "-").replace(" ", "")
         rows.append(
@@ -78,23 +77,13 @@ def _parse_vary(text: str) -> tuple[str, list[Any]]:
         return field, [value.strip() for value in values.split(",")]
 
 
-def recipe_fields() -> list[str]:
-    """Every field of a recipe, as the options of `preresnet train` name it."""
-    found = []
-    for field in fields(Recipe):
-        kind: Any = field.type
-        inner = [inner.name for inner in fields(kind)] if hasattr(kind, "__dataclass_fields__") else []
-        found += [f"{field.name}.{name}" for name in inner] or [field.name]
-    return found
-
-
 def resolve_field(given: str) -> str:
     """The full name of a field.
 
     Raises:
         ValueError: no such field, or several that end like that.
     """
-    known = recipe_fields()
+    known = field_names()
     if given in known:
         return given
     same = [name for name in known if name.split(".")[-1] == given.split(".")[-1]]

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 import preresnet.device as devices
+from preresnet.fields import read_json
 from preresnet.paper.networks import network
 from preresnet.recipe import Precision, Recipe
 from preresnet.spec import MemoryPlan, NetSpec, UserError, from_json, to_json
@@ -68,11 +69,11 @@ def read_network(path: Path) -> NetSpec:
     Raises:
         ValueError: the file cannot be read, or a field is wrong.
     """
+    content = read_json(path, "the network file")
     try:
-        content = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"cannot read the network file {path}: {error}") from None
-    return from_json(NetSpec, json.dumps(content.get("spec", content) if isinstance(content, dict) else content))
+        return from_json(NetSpec, json.dumps(content.get("spec", content) if isinstance(content, dict) else content))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def check(request: Request, spec: NetSpec) -> None:

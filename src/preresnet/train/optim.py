@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from preresnet.device import autocast
-from preresnet.recipe import Optim, Precision
+from preresnet.recipe import Muon, Optim, Precision
 
 
 def sgd(model: nn.Module, optim: Optim) -> torch.optim.SGD:
@@ -21,7 +21,7 @@ def sgd(model: nn.Module, optim: Optim) -> torch.optim.SGD:
     """
     rest = list(model.parameters())
     groups: list[dict[str, Any]] = []
-    if optim.orthogonal_scale:
+    if isinstance(optim, Muon):
         kernels = [p for p in rest if p.ndim == 4]
         rest = [p for p in rest if p.ndim != 4]
         step = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}  # `_orthogonalise` has made the whole step
@@ -36,7 +36,7 @@ def sgd(model: nn.Module, optim: Optim) -> torch.optim.SGD:
         nesterov=optim.nesterov,
         fused=True,  # one pass over all tensors of a group instead of several
     )
-    if optim.orthogonal_scale:
+    if isinstance(optim, Muon):
         optimizer.register_step_pre_hook(
             lambda *_: _orthogonalise(optimizer, optimizer.param_groups[0], optim.momentum)
         )

@@ -17,12 +17,12 @@ from preresnet.data import augment, sets
 from preresnet.data.files import ImageFiles
 from preresnet.data.loaders import evaluations, fit, fixed_batch, training_batches
 from preresnet.data.sets import Images
-from preresnet.kernels import native
 from preresnet.model import memory, weights
 from preresnet.model.network import Network, build
+from preresnet.pictures import canvas, curves
 from preresnet.recipe import Precision, Recipe
 from preresnet.spec import MemoryPlan, NetSpec, to_json
-from preresnet.train import checkpoint, curves, folder, runlog
+from preresnet.train import checkpoint, folder, runlog
 from preresnet.train.capture import Steps, own_stream
 from preresnet.train.optim import set_lr, sgd
 from preresnet.train.watch import Watch, Watching
@@ -76,9 +76,12 @@ def train(request: folder.Request, watch: Watch | None = None) -> dict[str, Any]
     device = devices.choose(request.device)
     precision = devices.resolve(recipe.precision, device)
     num_classes, in_channels = sets.shape(recipe.data, request.data_root)
-    spec = folder.resolve_network(recipe, num_classes, in_channels)
+    known = trained.stored_classes(out) if request.resume else None
+    spec = folder.resolve_network(recipe, len(known or ()) or num_classes, in_channels)
     folder.check(request, spec)
     data = sets.load(recipe.data, request.data_root)
+    if known is not None:
+        data = trained.with_classes(data, known, request.data_root, whole=True)
 
     plan, predicted = _plan(request, spec, device, precision)
     torch.manual_seed(request.seed)
@@ -93,10 +96,9 @@ def train(request: folder.Request, watch: Watch | None = None) -> dict[str, Any]
 
     normalisation = fit(data.train, recipe.data)
     kept = trained.metadata(recipe.data, data.classes, normalisation)
-    if device.type == "cpu":
-        native.keep_memory()
     log = runlog.RunLog(out, recipe.schedule.steps, state.step)
     free = devices.free_bytes(device)
+    log.say(data.words())
     log.say(f"memory plan {plan}: {predicted / 2**30:.2f} GiB predicted, {free / 2**30:.1f} GiB free")
     try:
         _loop(state, request, data, normalisation.to(device), device, precision, log, kept, watch)
@@ -109,7 +111,8 @@ def train(request: folder.Request, watch: Watch | None = None) -> dict[str, Any]
     _write_json(out / folder.RESULT_FILE, result, indent=1)
     name = request.name or recipe.network
     curve = curves.Curve(name, (curves.measured(runlog.read(out)),))
-    curves.draw([curve], f"{name}, seed {request.seed}", data.split).savefig(out / folder.CURVE_FILE, dpi=200)
+    picture = curves.draw_curves([curve], f"{name}, seed {request.seed}", data.split)
+    canvas.save(picture, out / folder.CURVE_FILE, dpi=200)
     return result
 
 
@@ -138,7 +141,7 @@ def _loop(
     watch: Watch | None,
 ) -> None:
     recipe, last = request.recipe, request.recipe.schedule.steps
-    small_steps = int(recipe.data.small_share * last) if recipe.data.small_size else 0
+    small_steps = recipe.small_steps
     train_images = data.train.to(device)
     batches = training_batches(
         train_images, recipe.data, normalisation, recipe.global_batch, request.seed, small_steps, request.workers

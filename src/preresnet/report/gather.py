@@ -11,9 +11,10 @@ import pydantic
 from preresnet.paper.recipes import recipe
 from preresnet.paper.tables import FAIL_PCT, printed
 from preresnet.recipe import Recipe
-from preresnet.spec import UserError, explain, to_json
+from preresnet.report.content import Printed, Row, Run, Statistics, Study
+from preresnet.spec import UserError, explain, from_json, to_json
 from preresnet.study import statistics
-from preresnet.study.content import STUDY_FILE, Printed, Row, Run, Statistics, Study
+from preresnet.study.manifest import STUDY_FILE
 from preresnet.train import folder, runlog, watch
 
 _EVALUATION = ("split", "error_pct", "classes", "confusion", "calibration")  # of `inference.full_report`
@@ -184,7 +185,7 @@ def _changes(name: str, runs: Sequence[Run]) -> tuple[str, ...]:
     named, stored = _named(name), next((run.result["recipe"] for run in runs if "recipe" in run.result), None)
     if named is None or stored is None:
         return ()
-    was, now = flat(json.loads(to_json(named))), flat(stored)
+    was, now = (flat(json.loads(to_json(one))) for one in (named, from_json(Recipe, json.dumps(stored))))
     fields = [field for field in was | now if field not in _UNCHANGED and was.get(field) != now.get(field)]
     return tuple(f"{field} {now.get(field)} instead of {was.get(field)}" for field in fields)
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preresnet.propagation import heatmaps
-from preresnet.study import figures, report
-from preresnet.study.content import Row, Run, Study
-from preresnet.study.figures import MARK, Picture
-from preresnet.train import checkpoint, curves
+from preresnet.pictures import curves, heatmaps
+from preresnet.report import drawings, gather
+from preresnet.report.content import Row, Run, Study
+from preresnet.report.drawings import MARK, Picture
+from preresnet.train import checkpoint
 
 PAGE_FILE, FIGURES_FOLDER = "report.html", "figures"
 NOTHING, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
@@ -54,12 +54,12 @@ def write(folders: Sequence[Path], out: Path | None = None) -> tuple[Path, Path,
     Raises:
         ValueError: a folder holds neither, or a file in the way was not written by a report. Nothing was written.
     """
-    studies = report.gather(folders)
+    studies = gather.gather(folders)
     out = out or folders[0] / PAGE_FILE
-    figures.require_ours(out)
+    drawings.require_ours(out)
     shown = list(_shown(studies))
     pictures = [picture for one in shown for picture in _pictures(one)]
-    figures.write(pictures, out.parent / FIGURES_FOLDER)
+    drawings.write(pictures, out.parent / FIGURES_FOLDER)
     text = _render(shown, folders)
     checkpoint.write_atomically(out, lambda path: path.write_text(text, encoding="utf-8"))
     return out, out.parent / FIGURES_FOLDER, len(pictures)
@@ -85,7 +85,7 @@ def _curves(study: Study, ident: str) -> dict[str, Picture]:
         if with_lines[row.row] and row.row not in shown_beside:
             other = beside[row.row]
             other = other if other is not None and with_lines[other.row] else None
-            found[row.row] = figures.training(f"{ident}-{_slug(row.row)}-curves", row, other)
+            found[row.row] = drawings.training(f"{ident}-{_slug(row.row)}-curves", row, other)
     return found
 
 
@@ -93,7 +93,7 @@ def _signals(study: Study, ident: str) -> dict[str, Picture]:
     """A picture of each row with a run that was probed along training, all in the same colours."""
     probed = [(row, run) for row in study.rows if (run := row.probed) is not None]
     return {
-        row.row: figures.signal(
+        row.row: drawings.signal(
             f"{ident}-{_slug(row.row)}-signal", f"{row.label}, seed {run.seed}", run, [one for _, one in probed]
         )
         for row, run in probed
@@ -109,13 +109,9 @@ def _trained(study: Study, ident: str) -> dict[str, Trained]:
         pictures = {}
         if run.evaluation is not None:
             name, label = f"{ident}-{_slug(row.row)}", f"{row.label}, seed {run.seed}"
-            pictures = {
-                "classes": figures.by_class(f"{name}-classes", label, run.evaluation),
-                "confusion": figures.confusion(f"{name}-confusion", label, run.evaluation),
-                "calibration": figures.calibration(f"{name}-calibration", label, run.evaluation),
-            }
+            pictures = drawings.of_answers(name, label, run.evaluation)
         commands = dict.fromkeys(one.result["command"] for one in row.runs if one.result.get("command"))
-        found[row.row] = Trained(run, pictures, report.flat(run.result.get("recipe") or {}), tuple(commands))
+        found[row.row] = Trained(run, pictures, gather.flat(run.result.get("recipe") or {}), tuple(commands))
     return found
 
 

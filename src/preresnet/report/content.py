@@ -10,7 +10,6 @@ from typing import Any, Literal
 import pydantic
 from pydantic.dataclasses import dataclass
 
-STUDY_FILE = "study.json"
 Status = Literal["waiting", "running", "done", "failed"]
 _READ = pydantic.ConfigDict(extra="ignore")
 

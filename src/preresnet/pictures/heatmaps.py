@@ -1,14 +1,12 @@
-"""How does a probe look along training? Steps to the right, units upwards, colours for what was measured."""
+"""A probe along training as heat maps: steps to the right, units upwards, colours for what was measured."""
 
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preresnet.propagation.pictures import require_format
+from preresnet.pictures.canvas import FAINT, PAPER, SIZE, TEXT, wrapped
 from preresnet.spec import UserError
-from preresnet.train.curves import FAINT, PAPER, SIZE, TEXT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,21 +23,7 @@ MAPS = {
 COLUMNS = 200  # of a map, however many steps were probed: each shows the probe nearest to it
 
 
-def write(runs: Mapping[str, Lines], path: Path) -> None:
-    """The drawing of `draw` as a file.
-
-    Args:
-        runs: by title.
-        path: ``.png`` or ``.svg``.
-
-    Raises:
-        ValueError: another suffix, or a run without lines.
-    """
-    require_format(path)
-    draw(runs).savefig(path, dpi=100)
-
-
-def draw(runs: Mapping[str, Lines], scale: Sequence[Lines] = ()) -> "Figure":
+def draw_heatmaps(runs: Mapping[str, Lines], scale: Sequence[Lines] = ()) -> "Figure":
     """Runs side by side, a map below the other.
 
     Args:
@@ -73,7 +57,8 @@ def draw(runs: Mapping[str, Lines], scale: Sequence[Lines] = ()) -> "Figure":
                 interpolation="none",
                 norm=colours,
             )
-            axis.set_title(f"{title}\n{words}" if row == 0 else words, fontsize=9.5, color=TEXT, loc="left")
+            heading = wrapped(f"{title}\n{words}" if row == 0 else words)
+            axis.set_title(heading, fontsize=9.5, color=TEXT, loc="left")
             axis.spines[:].set_visible(False)
             axis.tick_params(colors=TEXT, length=3, labelsize=9)
             axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))

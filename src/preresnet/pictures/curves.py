@@ -1,10 +1,11 @@
-"""How are training curves drawn, as in the paper's Figures 1, 3 and 6?"""
+"""Training curves, drawn as in the paper's Figures 1, 3 and 6: loss and error of seeds and their median."""
 
 import statistics
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from preresnet.pictures.canvas import COLOURS, DASHED, FAINT, TEXT, blank, columns, legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -13,10 +14,6 @@ if TYPE_CHECKING:
 Points = tuple[tuple[int, float], ...]
 """(step, value), by step."""
 
-TEXT, FAINT, PAPER = "#1f1f1f", "#c4c7c5", "#ffffff"
-COLOURS = ("#0b57d0", "#5f6368")  # the row itself, and what stands beside it
-SIZE = 4.2, 3.4  # inches; at 72 points an inch it is as wide as a phone shows, so letters keep their size there
-DASHED = (0, (4, 2))
 LINE = 1.2, 1.8  # widths of loss and error, points
 MOST_POINTS = 160  # of a line: more than the picture can show would only make the file large
 
@@ -69,7 +66,7 @@ def thinned(points: Points, most: int = MOST_POINTS) -> Points:
     return tuple((group[-1][0], statistics.fmean(value for _, value in group)) for group in groups)
 
 
-def draw(curves: Sequence[Curve], title: str, split: str) -> "Figure":
+def draw_curves(curves: Sequence[Curve], title: str, split: str) -> "Figure":
     """Training loss (dashed, left axis, logarithmic) and error (solid, right axis) against the step.
 
     Seeds are thin lines, the median of the finished ones is thick; one run alone is thick.
@@ -101,21 +98,16 @@ def draw(curves: Sequence[Curve], title: str, split: str) -> "Figure":
     left.set_ylabel("training loss, nats")
     right.set_ylabel(f"{split_words(split)} error, %", color=TEXT)
     # One curve is named by the title; its keys then show its own colour.
-    names = list(zip(curves, COLOURS, strict=False)) if len(curves) > 1 else []
-    key = TEXT if names else COLOURS[0]
-    handles = [Line2D([], [], color=colour, linewidth=2) for _, colour in names]
-    handles += [
-        Line2D([], [], color=key, linewidth=LINE[0], linestyle=DASHED),
-        Line2D([], [], color=key, linewidth=LINE[1]),
-    ]
-    words = [curve.label for curve, _ in names]
-    words += ["training loss (left)", f"{split_words(split)} error (right)"]
-    columns = 2 if max(map(len, words)) < 30 else 1
-    figure.legend(
-        handles,
-        words,
+    named = list(zip(curves, COLOURS, strict=False)) if len(curves) > 1 else []
+    key = TEXT if named else COLOURS[0]
+    keys = {curve.label: Line2D([], [], color=colour, linewidth=2) for curve, colour in named}
+    keys["training loss (left)"] = Line2D([], [], color=key, linewidth=LINE[0], linestyle=DASHED)
+    keys[f"{split_words(split)} error (right)"] = Line2D([], [], color=key, linewidth=LINE[1])
+    legend(
+        figure,
+        keys,
         loc="outside lower left",
-        ncols=columns,
+        ncols=columns(list(keys)),
         frameon=False,
         labelcolor=TEXT,
         fontsize=9,
@@ -123,21 +115,6 @@ def draw(curves: Sequence[Curve], title: str, split: str) -> "Figure":
         borderaxespad=0.3,
     )
     return figure
-
-
-def blank(title: str, size: tuple[float, float] = SIZE) -> "tuple[Figure, Axes]":
-    """A figure with one pair of axes, in the colours of all our pictures."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained", facecolor=PAPER)
-    axes = figure.add_subplot(facecolor="none")
-    figure.suptitle(textwrap.fill(title, 48), fontsize=10.5, color=TEXT, x=0.02, ha="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(colors=TEXT, length=3, labelsize=9)
-    axes.xaxis.label.set_color(TEXT)
-    axes.yaxis.label.set_color(TEXT)
-    return figure, axes
 
 
 def split_words(split: str) -> str:

@@ -1,37 +1,30 @@
-"""How does a probe look along depth: norms, what f changes, gradient parts, factors and their products?"""
+"""A probe along depth: norms, what f changes, the gradient's parts, factors of shortcuts and their products."""
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from preresnet.spec import UserError
+from preresnet.pictures.canvas import legend, plain, wrapped
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Numbers = Sequence[float | None]
-Row = Literal["signal", "activation", "gradient", "angle", "decay"]
-Line = Literal["signal", "activation", "factor", "product", "straight", "gradient"]
-ROWS: tuple[Row, ...] = get_args(Row)
-FORMATS = (".png", ".svg")
+Panel = Literal["signal", "activation", "gradient", "angle", "decay"]
+Quantity = Literal["signal", "activation", "factor", "product", "straight", "gradient"]
+PANELS: tuple[Panel, ...] = get_args(Panel)
 
 
-def draw(probes: Mapping[str, Mapping[str, Any]], path: Path, rows: Sequence[Row] = ROWS) -> None:
+def draw_depth(probes: Mapping[str, Mapping[str, Any]], rows: Sequence[Panel] = PANELS) -> "Figure":
     """Networks side by side, depth to the right.
 
     Args:
         probes: by title, `preresnet.propagation.probe.Probe.as_dict`.
-        path: of the picture, ``.png`` or ``.svg``.
         rows: what to show, from above: the signal; what f changes of y (Eq. 2); the gradient and its parts (Eq. 5) and
             the angle between them; products of factors and what is left of the gradient (Eq. 7 and 8).
     """
-    plt = _plotting(path)
-    figure, axes = plt.subplots(
-        len(rows),
-        len(probes),
-        figsize=(2.6 + 4.2 * len(probes), 0.9 + 2.3 * len(rows)),
-        sharex="col",
-        sharey="row",
-        squeeze=False,
-    )
+    figure = _figure(2.6 + 4.2 * len(probes), 0.9 + 2.3 * len(rows))
+    axes = figure.subplots(len(rows), len(probes), sharex="col", sharey="row", squeeze=False)
     drawing = {
         "signal": _signal,
         "activation": _activation,
@@ -40,7 +33,7 @@ def draw(probes: Mapping[str, Mapping[str, Any]], path: Path, rows: Sequence[Row
         "decay": _decay,
     }
     for column, (title, found) in enumerate(probes.items()):
-        axes[0, column].set_title(title, fontsize=11)
+        axes[0, column].set_title(wrapped(title), fontsize=11)
         axes[-1, column].set_xlabel("residual unit")
         axes[-1, column].xaxis.get_major_locator().set_params(integer=True)
         for row, name in enumerate(rows):
@@ -57,7 +50,7 @@ def draw(probes: Mapping[str, Mapping[str, Any]], path: Path, rows: Sequence[Row
             axes[row, -1].legend(keys.values(), keys, fontsize=8, frameon=False, **place)
         if name == "decay":
             _limit(axes[row, 0])
-    _save(figure, path)
+    return _tidy(figure)
 
 
 def _signal(axis: Any, found: Mapping[str, Any]) -> str:
@@ -96,31 +89,30 @@ def _angle(axis: Any, found: Mapping[str, Any]) -> str:
     return "cosine, or share"
 
 
-def draw_pairs(probes: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+def draw_pairs(probes: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
     """How far x_L - x_l is from the sum of the residuals between, for l the first unit of a run.
 
     Args:
         probes: by title, for each run of units ``first`` (its name) and ``from_first``, the deviation for each L.
-        path: of the picture.
     """
-    plt = _plotting(path)
-    figure, axes = plt.subplots(1, len(probes), figsize=(1.2 + 4.4 * len(probes), 3.6), sharey=True, squeeze=False)
+    figure = _figure(1.2 + 4.4 * len(probes), 3.6)
+    axes = figure.subplots(1, len(probes), sharey=True, squeeze=False)
     for axis, (title, runs) in zip(axes[0], probes.items(), strict=True):
         axis.set_yscale("log")
         for number, run in enumerate(runs):
-            _line(axis, run["from_first"], f"from {run['first']}", f"C{number}")
+            _line(axis, run["from_first"], plain(f"from {run['first']}"), f"C{number}")
         axis.axhline(2.0**-24, color="0.6", linewidth=1, linestyle=":")
-        axis.set_title(title, fontsize=11)
+        axis.set_title(wrapped(title), fontsize=11)
         axis.set_xlabel("units passed")
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].set_ylabel("deviation from Eq. 4, relative to x")
     axes[0, 0].legend(fontsize=8, frameon=False)
     place = {"fontsize": 8, "color": "0.4", "ha": "right", "va": "bottom"}
     axes[0, 0].text(0.98, 2.0**-24, "rounding of float32", transform=axes[0, 0].get_yaxis_transform(), **place)
-    _save(figure, path)
+    return _tidy(figure)
 
 
-def draw_lines(probes: Mapping[str, Mapping[str, Any]], panels: Sequence[Line], path: Path) -> None:
+def draw_lines(probes: Mapping[str, Mapping[str, Any]], panels: Sequence[Quantity]) -> "Figure":
     """Several networks as lines of one panel, a panel for each thing measured, two in a row.
 
     Args:
@@ -128,15 +120,16 @@ def draw_lines(probes: Mapping[str, Mapping[str, Any]], panels: Sequence[Line], 
         panels: what to show: ``signal``; ``activation``, what f changes of y; ``factor`` of each
             shortcut (Eq. 6) and their ``product`` to the end (Eq. 7); the ``straight`` part of the gradient and the
             whole ``gradient``, relative to the end (Eq. 8).
-        path: of the picture.
     """
-    plt = _plotting(path)
+    from matplotlib.lines import Line2D
+
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.9 + 4.4 * columns, 0.3 + 3.5 * rows), squeeze=False)
+    figure = _figure(2.9 + 4.4 * columns, 0.3 + 3.5 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False)
     colours = [f"C{number % 10}" for number in range(len(probes))]
     for axis, name in zip(axes.flat, panels, strict=True):
-        part, key, title, logarithmic = _LINES[name]
+        part, key, title, logarithmic = _QUANTITIES[name]
         if logarithmic:
             axis.set_yscale("log")
         for colour, (label, found) in zip(colours, probes.items(), strict=True):
@@ -147,12 +140,12 @@ def draw_lines(probes: Mapping[str, Mapping[str, Any]], panels: Sequence[Line], 
         if logarithmic:
             _limit(axis)
     # each is named, also where all its values are 0 and a logarithmic axis shows none
-    keys = [plt.Line2D([], [], color=colour, label=label) for colour, label in zip(colours, probes, strict=True)]
-    axes[rows // 2, -1].legend(handles=keys, fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    _save(figure, path)
+    keys = {label: Line2D([], [], color=colour) for colour, label in zip(colours, probes, strict=True)}
+    legend(axes[rows // 2, -1], keys, fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return _tidy(figure)
 
 
-_LINES: dict[Line, tuple[str, str, str, bool]] = {
+_QUANTITIES: dict[Quantity, tuple[str, str, str, bool]] = {
     "signal": ("forward", "x_rms", "signal x, root mean square", True),
     "activation": ("forward", "changed", "change from y to the next x", False),
     "factor": ("joins", "factor", "factor of each shortcut", False),
@@ -162,34 +155,16 @@ _LINES: dict[Line, tuple[str, str, str, bool]] = {
 }
 
 
-def require_format(path: Path) -> None:
-    """Refuse a picture of another kind.
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
 
-    Raises:
-        ValueError: the suffix is none of `FORMATS`.
-    """
-    if path.suffix not in FORMATS:
-        raise UserError(f"{path}: a picture is {' or '.join(FORMATS)}")
+    return Figure(figsize=(width, height), layout="tight")
 
 
-def _plotting(path: Path) -> Any:
-    require_format(path)
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _save(figure: Any, path: Path) -> None:
-    from matplotlib import pyplot
-
+def _tidy(figure: "Figure") -> "Figure":
     for axis in figure.axes:
         axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)
+    return figure
 
 
 def _line(axis: Any, values: Numbers, label: str, colour: Any, style: str = "-", **more: Any) -> None:

@@ -1,0 +1,190 @@
+"""Batches of image files that are too many to lie in memory: worker processes read them ahead of the training.
+
+Worker processes read, crop and colour the images of the next batches while the network trains. What chance decides for
+an image depends on the run's seed, the step and the image's place in the batch alone: a run can be resumed or one batch
+replayed, and the number of workers changes nothing.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from preresnet.data import images
+from preresnet.data.augment import Normalisation
+from preresnet.data.crops import augmented, centre, shorter_side
+from preresnet.data.files import ImageFiles
+from preresnet.data.order import Order, generator
+from preresnet.recipe import ImagesInFiles
+from preresnet.spec import UserError
+
+MOST_WORKERS = 16
+
+# Of ImageNet's training images, scaled to 0..1: fb.resnet.torch, datasets/imagenet.lua.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def normalisation() -> Normalisation:
+    """(pixels / 255 - mean) / std with the numbers of ImageNet, also for other photographs."""
+    return Normalisation(torch.tensor(MEAN).view(1, 1, 3), torch.tensor(STD))
+
+
+@dataclass(frozen=True)
+class _Training(Dataset[Any]):
+    """One augmented image, by its index, step and place in the batch."""
+
+    files: ImageFiles
+    spec: ImagesInFiles
+    batch: int
+    seed: int
+
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[np.ndarray, int] | str:
+        index, step, place = key
+        chance = generator(self.seed, "augment", step * self.batch + place)
+        least = shorter_side(self.spec, chance.clone_state())  # `augmented` will draw the same
+        try:
+            image = images.open_image(self.files.path(index), least)
+        except ValueError as error:
+            return str(error)
+        return np.asarray(augmented(image, self.spec, chance)), int(self.files.labels[index])
+
+
+@dataclass(frozen=True)
+class _Test(Dataset[Any]):
+    """One centre crop, by its index."""
+
+    files: ImageFiles
+    side: int
+    crop: int
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int] | str:
+        try:
+            image = images.open_image(self.files.path(index), self.side)
+        except ValueError as error:
+            return str(error)
+        return np.asarray(centre(image, self.side, self.crop)), int(self.files.labels[index])
+
+
+def _collate(items: list[Any]) -> tuple[Tensor, Tensor] | str:
+    """A batch; or, for the process that can tell the user, what is wrong with one of its files."""
+    broken = next((item for item in items if isinstance(item, str)), None)
+    if broken is not None:
+        return broken
+    pixels, labels = zip(*items, strict=True)
+    return torch.from_numpy(np.stack(pixels)), torch.tensor(labels)
+
+
+def _unbroken(found: tuple[Tensor, Tensor] | str) -> tuple[Tensor, Tensor]:
+    if isinstance(found, str):
+        raise UserError(f"{found}. Replace the file, or take it away")
+    return found
+
+
+def num_workers(asked: int | None) -> int:
+    """How many processes read images: as asked, or one for each core but one."""
+    return max(1, min(MOST_WORKERS, (os.cpu_count() or 2) - 1)) if asked is None else asked
+
+
+def _loading(workers: int) -> dict[str, Any]:
+    # spawned, not forked: a fork inherits locks of threads that it does not
+    context = {"multiprocessing_context": "spawn", "worker_init_fn": _ignore_interrupts} if workers else {}
+    return {"collate_fn": _collate, "num_workers": workers, "pin_memory": torch.cuda.is_available(), **context}
+
+
+def _ignore_interrupts(_: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the run still needs its next batch to end in order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class FileBatches:
+    """Augmented batches of image files as a pure function of the step; as `preresnet.data.loaders.TrainingBatches`.
+
+    Steps that follow each other are read ahead.
+
+    Args:
+        files: training images.
+        spec: augmentation.
+        normalisation: on the device that trains.
+        batch: images a step.
+        seed: of the run.
+        workers: processes that read; None chooses, 0 reads in this process.
+    """
+
+    def __init__(
+        self,
+        files: ImageFiles,
+        spec: ImagesInFiles,
+        normalisation: Normalisation,
+        batch: int,
+        seed: int,
+        workers: int | None = None,
+    ) -> None:
+        self.dataset = _Training(files, spec, batch, seed)
+        self.order = Order(len(files), batch, seed)
+        self.normalisation = normalisation
+        self.workers = num_workers(workers)
+        self._ahead: Iterator[tuple[Tensor, Tensor] | str] = iter(())
+        self._next = -1
+
+    def at(self, step: int) -> tuple[Tensor, Tensor]:
+        """The batch of a step: (batch, 3, size, size) float32 in channels_last; (batch,) int64.
+
+        Raises:
+            ValueError: a file is not a whole image; it is named.
+        """
+        if step != self._next:
+            keys = _Keys(self.order, step)
+            self._ahead = iter(DataLoader(self.dataset, batch_sampler=keys, **_loading(self.workers)))
+        pixels, labels = _unbroken(next(self._ahead))
+        self._next = step + 1
+        return _on_device(pixels, labels, self.normalisation)
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """For each step from one on, the keys of its images."""
+
+    order: Order
+    start: int
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        step = self.start
+        while True:
+            yield [(index, step, place) for place, index in enumerate(self.order.indices(step).tolist())]
+            step += 1
+
+
+def centre_batches(
+    files: ImageFiles,
+    side: int,
+    crop: int,
+    normalisation: Normalisation,
+    workers: int | None = None,
+    batch: int = 100,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The centre crop of every image once, in order; the last batch may be smaller.
+
+    Larger crops than those of training pass through the same network: its head averages over whatever map remains,
+    which is the fully convolutional test of the paper (appendix).
+
+    Raises:
+        ValueError: a file is not a whole image; it is named.
+    """
+    loader = DataLoader(_Test(files, side, crop), batch_size=batch, **_loading(num_workers(workers)))
+    for found in loader:
+        yield _on_device(*_unbroken(found), normalisation)
+
+
+def _on_device(pixels: Tensor, labels: Tensor, normalisation: Normalisation) -> tuple[Tensor, Tensor]:
+    device = normalisation.mean.device
+    pixels, labels = (tensor.to(device, non_blocking=True) for tensor in (pixels, labels))
+    return normalisation(pixels).permute(0, 3, 1, 2), labels
