@@ -5,6 +5,7 @@ import json
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,13 +15,13 @@ from torch import Tensor, nn
 import preresnet
 from preresnet import device as devices
 from preresnet.cli import main
-from preresnet.model import memory
+from preresnet.model import counts, memory
 from preresnet.model.counts import Saved
 from preresnet.model.describe import describe
 from preresnet.model.network import Network, build
 from preresnet.model.preactivation import Norm
 from preresnet.paper.networks import network
-from preresnet.spec import MEMORY_PLANS, MemoryPlan, NetSpec
+from preresnet.spec import MEMORY_PLANS, MemoryPlan, NetSpec, UnitShape
 
 NETWORKS = [
     "resnet20-preact",
@@ -106,6 +107,46 @@ def test_the_cheapest_plan_that_fits_is_chosen() -> None:
     for plan, peak in peaks.items():
         assert memory.choose(spec, 32, 64, "bfloat16", peak)[0] == plan
     assert memory.choose(spec, 32, 64, "bfloat16", 0)[0] == "sqrt"
+
+
+def test_like_units_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[UnitShape] = []
+
+    class Counted(counts.ResidualUnit):
+        def __init__(self, shape: UnitShape, *others: Any) -> None:
+            super().__init__(shape, *others)
+            built.append(shape)
+
+    monkeypatch.setattr(counts, "ResidualUnit", Counted)
+    counts._count_like_units.cache_clear()
+    spec = network("resnet164-preact")
+    found = describe(spec)
+    assert len(set(built)) == 6  # of each stage, the first and the others
+    assert len(built) == 6 * 4  # in two precisions, and as each memory plan trains them
+    assert [part["units"] for part in found["parts"]] == [None, 18, 18, 18, None]
+    describe(network("resnet1001-preact"))
+    assert len(built) == 6 * 4
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_describe_predicts_in_the_precision_of_this_machine(
+    precision: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(devices, "computes_bfloat16", lambda device: precision == "bfloat16")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["describe", "resnet20-preact", "--json"]) == 0
+    training = json.loads(capsys.readouterr().out)["training"]
+    assert training["precision"] == precision
+    expected = memory.predict(network("resnet20-preact"), 32, 128, precision, "plain")["peak_bytes"]
+    assert training["peak_bytes"]["plain"] == expected
+    assert main(["describe", "resnet20-preact"]) == 0
+    assert f"batch 128, {precision}, with" in " ".join(capsys.readouterr().out.split())
+
+
+def test_without_passes_more_is_kept() -> None:
+    spec = network("resnet20-preact")
+    fused, plain = (memory.predict(spec, 32, 64, "float32", "plain", fused=fused) for fused in (True, False))
+    assert plain["saved_bytes"] > 1.2 * fused["saved_bytes"]
 
 
 def test_every_norm_of_a_network_is_counted() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from preresnet.kernels import compiled, operations, passes
 from preresnet.model.network import Network, build, set_fused
-from preresnet.model.preactivation import Norm, convolve, fork
+from preresnet.model.preactivation import Norm, convolve, with_shortcut
 from preresnet.model.recomputation import Tape, taped
 from preresnet.model.units import ResidualUnit
 from preresnet.paper.networks import ORDERS
@@ -129,7 +129,7 @@ def test_gradients_are_those_of_finite_differences(relu: bool) -> None:
     module, conv = norm(4, relu=relu), nn.Conv2d(4, 3, 3, padding=1).double()
     x = image(3, 4, 3, 3).requires_grad_()
     assert torch.autograd.gradcheck(module, (x,))
-    assert torch.autograd.gradcheck(lambda x: fork(module, x), (x,))
+    assert torch.autograd.gradcheck(lambda x: with_shortcut(module, x), (x,))
     assert torch.autograd.gradcheck(lambda x: convolve(module, conv, x), (x,))
     assert torch.autograd.gradgradcheck(module, (x,))
     assert torch.autograd.gradgradcheck(lambda x: convolve(module, conv, x), (x,))
@@ -215,15 +215,15 @@ def test_it_saves_its_input_and_vectors_alone() -> None:
     assert sum(t.numel() for t in saved if t.ndim == 1) == 4 * 16 + 8  # scale, shift, mean, 1 / std; the bias of conv
 
 
-def test_a_fork_adds_the_gradient_of_the_shortcut() -> None:
+def test_what_stands_for_the_input_adds_the_gradient_of_the_shortcut() -> None:
     module, x, grad = norm(16, relu=True), image(4, 16, 4, 4).requires_grad_(), image(4, 16, 4, 4, seed=1)
-    y, beside = fork(module, x)
+    y, beside = with_shortcut(module, x)
     assert beside.data_ptr() == x.data_ptr()
     found = torch.autograd.grad(y + 3 * beside, x, grad)[0]
     plain = F.relu(F.batch_norm(x, None, None, module.weight, module.bias, True, eps=module.epsilon))
     expected = torch.autograd.grad(plain, x, grad)
     assert error(found, expected[0] + 3 * grad) < 1e-12
-    only_beside = fork(module, x)[1]
+    only_beside = with_shortcut(module, x)[1]
     assert torch.equal(torch.autograd.grad(only_beside, x, grad)[0], grad)
 
 

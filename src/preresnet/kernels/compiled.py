@@ -1,8 +1,8 @@
 """The passes as functions of PyTorch, which `torch.compile` turns into Triton for a GPU.
 
-They are the formulas that ``kernels.cpp`` computes for a CPU: tests hold both against each other, and both against
-PyTorch. A function works on rows (`rows`); beside each stands what calls it with feature maps. (What the compiler makes
-of them for a CPU took 2 to 4 times as long as the kernels: docs/log.md.)
+They are the formulas that ``norm.cpp`` and ``gate.cpp`` compute for a CPU: tests hold both against each other, and both
+against PyTorch. A function works on rows (`rows`); for each there is one that calls it with feature maps. (What the
+compiler makes of them for a CPU took 2 to 4 times as long as the kernels: docs/log.md.)
 """
 
 import math

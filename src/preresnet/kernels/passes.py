@@ -12,8 +12,8 @@
 Each is an operation of PyTorch (``torch.ops.preresnet``) that changes none of its arguments, so that `torch.compile`
 and tensors without memory can handle it; none is differentiated as it stands (`preresnet.kernels.operations`). Here
 arguments are checked, once: shapes, types and devices that do not fit together raise RuntimeError as PyTorch's own
-operations do, and any layout of memory is brought to channels_last. On a CPU they are ``kernels.cpp``, compiled at
-first use; on a GPU, and where there is no compiler, the functions of `preresnet.kernels.compiled`.
+operations do, and any layout of memory is brought to channels_last. On a CPU they are ``norm.cpp`` and ``gate.cpp``,
+compiled at first use; on a GPU, and where there is no compiler, the functions of `preresnet.kernels.compiled`.
 """
 
 from collections.abc import Callable

@@ -83,10 +83,10 @@ class Norm(nn.Module):
 
         Args:
             input: the feature map.
-            moments: (2, c), its mean and variance where `add` has formed them.
+            moments: (2, c), its mean and variance where an addition has formed them.
         """
         if self.fuses(input):
-            return self.fork(input, moments)[0]
+            return self.by_passes(input, moments)[0]
         if input.ndim != 4:
             raise ValueError(f"expected 4D input (got {input.ndim}D input)")
         tape = current_tape() if self.training else None
@@ -108,8 +108,8 @@ class Norm(nn.Module):
             and self.weight.dtype == passes.sum_type(x.dtype)
         )
 
-    def fork(self, x: Tensor, moments: Tensor | None, conv: nn.Conv2d | None = None) -> tuple[Tensor, Tensor]:
-        """The passes' result, of a convolution if one is given; and what stands for x (`fork`)."""
+    def by_passes(self, x: Tensor, moments: Tensor | None, conv: nn.Conv2d | None = None) -> tuple[Tensor, Tensor]:
+        """The result of the passes, or a convolution of it; and what stands for x (`with_shortcut`)."""
         tape = current_tape()
         known = tape.next() if tape is not None and tape.replaying else None
         y, x, *statistics = operations.norm(
@@ -145,7 +145,7 @@ class Norm(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *others, **named)
 
 
-def fork(norm: nn.Module, x: Tensor, moments: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def with_shortcut(norm: nn.Module, x: Tensor, moments: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """``norm(x)``, and x for whatever else uses it: their gradients are then added inside the norm's backward pass.
 
     The second result stands for x: the gradient with respect to it is only that of its own uses.
@@ -153,13 +153,13 @@ def fork(norm: nn.Module, x: Tensor, moments: Tensor | None = None) -> tuple[Ten
     Args:
         norm: what `activation` makes.
         x: (n, c, h, w).
-        moments: (2, c), mean and variance of x where `add` has formed them.
+        moments: (2, c), mean and variance of x where an addition has formed them.
 
     Returns:
         Two tensors of the shape of x.
     """
     if _is_free(norm) and norm.fuses(x):
-        return norm.fork(x, moments)
+        return norm.by_passes(x, moments)
     return norm(x), x
 
 
@@ -169,13 +169,13 @@ def apply(norm: nn.Module, x: Tensor, moments: Tensor | None) -> Tensor:
 
 
 def convolve(norm: nn.Module, conv: nn.Module, x: Tensor, moments: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """``conv(norm(x))`` without saving ``norm(x)``, and x as `fork` gives it.
+    """``conv(norm(x))`` without saving ``norm(x)``, and x as `with_shortcut` gives it.
 
     Args:
         norm: what `activation` makes.
         conv: the convolution that follows.
         x: (n, c, h, w).
-        moments: as for `fork`.
+        moments: as for `with_shortcut`.
 
     Returns:
         The result of the convolution, and a tensor of the shape of x.
@@ -189,8 +189,8 @@ def convolve(norm: nn.Module, conv: nn.Module, x: Tensor, moments: Tensor | None
         and _computed_in(conv, x) == x.dtype
         and norm.fuses(x)
     ):
-        return norm.fork(x, moments, conv)
-    y, x = fork(norm, x, moments)
+        return norm.by_passes(x, moments, conv)
+    y, x = with_shortcut(norm, x, moments)
     return conv(y), x
 
 

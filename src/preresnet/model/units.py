@@ -49,12 +49,12 @@ class ResidualUnit(nn.Module):
         """
         if self.recompute and not is_hooked(self.residual, self.join):
             residual, x = self._recomputing(x, moments)
-        elif self.shared or is_hooked(self.join):  # who looks at the join wants x_l itself, not a fork
+        elif self.shared or is_hooked(self.join):  # who looks at the join wants x_l itself, not what stands for it
             activated = preactivation.apply(self.pre, x, moments)
             residual = self.residual(activated)
             x = activated if self.shared else x
         else:
-            activated, x = preactivation.fork(self.pre, x, moments)
+            activated, x = preactivation.with_shortcut(self.pre, x, moments)
             residual = self.residual(activated)
         if isinstance(self.after_add, nn.ReLU):  # which no statistics survive
             return self.after_add(self.join(x, residual)), None
