@@ -145,7 +145,7 @@ def test_any_layout_of_memory_gives_the_same() -> None:
         "sliced": wide[:, 3:19],
         "expanded": x[:, :1].expand(4, 16, 8, 8),
         "transposed": x.transpose(2, 3),
-        "negated": torch._neg_view(x),
+        "negated": torch._neg_view(x),  # pyright: ignore[reportPrivateImportUsage]
     }
     for name, map_ in maps.items():
         given = map_.detach().requires_grad_()

@@ -1,4 +1,4 @@
-"""How are weights kept in a file that needs nothing else to be used?"""
+"""Weights files: the tensors of a network together with its specification, so that nothing else is needed."""
 
 import os
 from pathlib import Path
