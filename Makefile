@@ -4,7 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types docs bench clean
+LOWEST := .venv-lowest
+
+# What must come out the same on every machine.
+NUMERICS := $(addprefix tests/test_,native.py preactivation.py folding.py golden.py units.py memory.py inference.py)
+FEW := $(addprefix tests/test_,folding.py golden.py inference.py)
+
+.PHONY: demo test test-portable test-portable-short without-compiler lowest sanitize lint types docs bench clean
 
 demo: $(READY)  ## train on the handwritten digits inside scikit-learn, then report
 	@out=runs/demo-$$(date +%Y%m%d-%H%M%S) && \
@@ -14,6 +20,35 @@ demo: $(READY)  ## train on the handwritten digits inside scikit-learn, then rep
 
 test: lint types docs  ## everything that CI checks
 	$(BIN)/pytest
+
+# Not part of `test`: other instructions than this machine's, no compiler, the lowest torch that pyproject.toml allows.
+test-portable: level-x86-64-v2 level-x86-64-v3 level-x86-64-v4 without-compiler lowest
+
+test-portable-short:  ## what CI has time for
+	$(MAKE) level-x86-64-v2 without-compiler NUMERICS='$(FEW)'
+
+level-x86-64-v2: export ATEN_CPU_CAPABILITY := default
+level-x86-64-v2: export ONEDNN_MAX_CPU_ISA := SSE41
+level-x86-64-v3: export ATEN_CPU_CAPABILITY := avx2
+level-x86-64-v3: export ONEDNN_MAX_CPU_ISA := AVX2
+level-x86-64-v4: export ATEN_CPU_CAPABILITY := avx512
+level-x86-64-v4: export ONEDNN_MAX_CPU_ISA := AVX512_CORE
+level-%: $(READY)
+	@able=$$($(BIN)/python -c 'from preresnet.kernels import native; print(*native.levels_here())') && \
+	case " $$able " in \
+	*" $* "*) PRERESNET_MARCH=$* $(BIN)/pytest $(NUMERICS) ;; \
+	*) echo "$* is not tested: this processor executes native $$able" ;; \
+	esac
+
+without-compiler: $(READY)
+	CXX=/nowhere $(BIN)/pytest $(NUMERICS)
+
+lowest: $(LOWEST)/.ready
+	$(LOWEST)/bin/pytest $(NUMERICS)
+
+sanitize: $(READY)  ## the numerics with kernels that check every address and every undefined operation
+	CXX='g++ -g -fsanitize=address,undefined -fno-sanitize-recover=undefined' ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" $(BIN)/pytest $(NUMERICS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -31,7 +66,7 @@ bench: $(READY)  ## speed and memory beside peers; records and charts in runs/
 	PRERESNET=$(BIN)/preresnet benchmarks/marks.sh runs/bench-$$(date +%Y%m%d-%H%M%S)
 
 clean:
-	rm -rf $(VENV) site
+	rm -rf $(VENV) $(LOWEST) site
 
 # uv resolves and installs in seconds what takes pip minutes; it comes from the same registry.
 $(READY): pyproject.toml
@@ -39,4 +74,9 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.7,<1'
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable . --group dev
+	@touch $@
+
+$(LOWEST)/.ready: pyproject.toml | $(READY)
+	$(PYTHON) -m venv $(LOWEST)
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --editable . --group dev 'torch==2.11.*' 'torchvision==0.26.*'
 	@touch $@

@@ -1,4 +1,4 @@
-"""How were the records in records/probe and the probe's pictures in docs/img made?
+"""What makes the records in records/probe and the probe's pictures in docs/img.
 
     python benchmarks/probes.py records DIR [NETWORK ...]    measure networks (by default all that the guide shows)
     python benchmarks/probes.py pictures                     draw docs/img/probe-*.png from the records
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 RECORDS, IMAGES = ROOT / "records" / "probe", ROOT / "docs" / "img"
 PLAIN = [f"resnet{depth}-plain" for depth in (20, 32, 44, 56, 110)]
 NETWORKS = list(dict.fromkeys([row.network for row in TABLE_1 + TABLE_2] + PLAIN))
-GUIDE, BEGIN, END = ROOT / "docs" / "guide" / "probe.md", "<!-- score -->", "<!-- end of score -->"
+GUIDE, BEGIN, END = ROOT / "docs" / "guide" / "probe" / "verdict.md", "<!-- score -->", "<!-- end of score -->"
 KEPT = {
     "forward": ("x_rms", "residual_rms", "sum_mean", "sum_negative_share", "changed"),
     "joins": ("factor", "gain", "product"),

@@ -15,7 +15,7 @@ LAYERS = [
     {"changes"},
     {"paper"},
     {"pictures"},
-    {"kernels"},
+    {"kernels", "signals"},
     {"model", "data", "device"},
     {"inference"},
     {"trained"},

@@ -1,18 +1,16 @@
-"""Captured steps. What only a GPU can show is in test_gpu.py; here, a recorder stands for the graph."""
+"""The training step on a CPU, and what is refused there. Captured steps need a GPU: test_gpu.py."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 import preresnet
+from preresnet.bench import measure
+from preresnet.cli import main
 from preresnet.model import memory
-from preresnet.spec import MemoryPlan
-from preresnet.train import capture
-from preresnet.train.capture import EAGER_STEPS, Steps
+from preresnet.spec import MemoryPlan, UserError
+from preresnet.train.capture import Mechanism, TrainingStep, check_mechanisms, is_capturable
 from preresnet.train.optim import set_lr, sgd, update
 
 OPTIM = preresnet.recipe("cifar10/resnet20-preact").optim
@@ -20,117 +18,94 @@ OPTIM = preresnet.recipe("cifar10/resnet20-preact").optim
 
 def test_on_a_cpu_a_step_is_the_update() -> None:
     losses = []
-    for captured in (False, True):
+    for as_step in (False, True):
         model = preresnet.create_model("resnet8-preact", seed=0)
         optimizer = sgd(model, OPTIM)
-        step = Steps(model, optimizer, None, "float32")
+        step = TrainingStep(model, optimizer, 2, "float32")
         source = torch.Generator().manual_seed(0)
         for number in range(3):
             set_lr(optimizer, 0.1 * number)
             x, y = torch.randn(4, 3, 8, 8, generator=source), torch.arange(4)
-            found = step(x, y) if captured else update(model, optimizer, x, y, None, "float32")
+            found = step(x, y) if as_step else update(model, optimizer, x, y, 2, "float32")
             losses.append(found[0].item())
     assert losses[:3] == losses[3:]
-
-
-class Recorder:
-    """Stands for a CUDA graph: what `work` does while recording is done again at each replay."""
-
-    recording: "Recorder | None" = None
-
-    def __init__(self) -> None:
-        self.again: Callable[[], None] = lambda: None
-
-    def pool(self) -> int:
-        return 7
-
-    def replay(self) -> None:
-        self.again()
-
-
-@pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shapes of the batches that ran uncaptured."""
-    ran: list[tuple[int, ...]] = []
-
-    @contextmanager
-    def graph(recorder: Recorder, **settings: Any) -> Iterator[None]:
-        Recorder.recording = recorder
-        yield
-        Recorder.recording = None
-
-    def work(model: Any, optimizer: Any, x: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-        rate = optimizer.param_groups[0]["lr"]
-        if Recorder.recording is None:
-            ran.append(tuple(x.shape))
-            return x.sum() * rate, y.sum()
-        loss, wrong = torch.zeros(()), torch.zeros((), dtype=torch.long)
-
-        def again() -> None:
-            loss.copy_(x.sum() * rate)
-            wrong.copy_(y.sum())
-
-        Recorder.recording.again = again
-        return loss, wrong
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorder)
-    monkeypatch.setattr(torch.cuda, "graph", graph)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
-    monkeypatch.setattr(capture, "update", work)
-    monkeypatch.setattr(capture, "captures", lambda device: True)
-    return ran
-
-
-def test_later_steps_are_replays_with_their_own_batch_and_rate(recorded: list[tuple[int, ...]]) -> None:
-    model = preresnet.create_model("resnet8-preact", seed=0)
-    optimizer = sgd(model, OPTIM)
-    step = Steps(model, optimizer, None, "float32")
-    rate = optimizer.param_groups[0]["lr"]
-    assert isinstance(rate, Tensor)
-    found = []
-    for number in range(12):
-        rate.fill_(number)  # as `set_lr` does on a GPU
-        shape = (2, 3) if number < 6 else (4, 3)
-        found.append(step(torch.full(shape, float(number)), torch.full((2,), number)))
-    expected = [number * number * (6 if number < 6 else 12) for number in range(12)]
-    assert [loss.item() for loss, _ in found] == expected  # kept apart, although all replays write to one place
-    assert [wrong.item() for _, wrong in found] == [2 * number for number in range(12)]
-    assert recorded == [(2, 3)] * EAGER_STEPS + [(4, 3)] * EAGER_STEPS
-    assert len(step.captured) == 2
-
-
-def test_a_step_that_cannot_be_captured_runs_as_it_is(
-    recorded: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    @contextmanager
-    def refuse(*_: Any, **__: Any) -> Iterator[None]:
-        raise RuntimeError("operation not permitted when stream is capturing")
-        yield
-
-    monkeypatch.setattr(torch.cuda, "graph", refuse)
-    step = Steps(model := preresnet.create_model("resnet8-preact", seed=0), sgd(model, OPTIM), None, "float32")
-    for _ in range(EAGER_STEPS):
-        step(torch.ones(2, 3), torch.ones(2))
-    with pytest.warns(UserWarning, match="runs uncaptured, which is slower .operation not permitted"):
-        step(torch.ones(2, 3), torch.ones(2))
-    step(torch.ones(2, 3), torch.ones(2))
-    assert len(recorded) == EAGER_STEPS + 2
+    assert losses[0] != losses[2]
 
 
 @pytest.mark.parametrize(
-    ("name", "plan", "captured"),
+    ("mechanisms", "device", "words"),
     [
-        ("resnet8-original-dropout-0.5", "units", 0),
-        ("resnet8-original-dropout-0.5", "recompute", 1),
-        ("resnet8-preact", "units", 1),
+        (("compiled",), "cpu", "--gpu compiled is for CUDA devices, and this is cpu"),
+        (("capture",), "cuda", "add tensor-lr"),
+        (("fast",), "cuda", "--gpu fast; there are compiled, capture, tensor-lr"),
     ],
 )
-def test_a_dropout_that_is_recomputed_is_not_captured(
-    recorded: list[tuple[int, ...]], name: str, plan: MemoryPlan, captured: int
-) -> None:
+def test_what_a_device_cannot_do_is_refused(mechanisms: tuple[Mechanism, ...], device: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        check_mechanisms(mechanisms, torch.device(device))
+
+
+@pytest.mark.parametrize("mechanisms", [(), ("compiled",), ("tensor-lr",), ("tensor-lr", "capture")])
+def test_each_mechanism_has_its_own_switch(mechanisms: tuple[Mechanism, ...]) -> None:
+    check_mechanisms(mechanisms, torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "digits/resnet20-preact", "--out", "{out}", "--gpu", "compiled", "--device", "cpu"],
+        [
+            "sweep",
+            "digits/resnet20-preact",
+            "--out",
+            "{out}",
+            "--vary",
+            "lr=0.1",
+            "--gpu",
+            "compiled",
+            "--device",
+            "cpu",
+        ],
+        ["bench", "resnet8-preact", "--out", "{out}", "--gpu", "compiled", "--device", "cpu"],
+    ],
+)
+def test_commands_refuse_them_on_a_cpu(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new"
+    assert main([*command, "--out", str(out), "--device", "cpu", "--gpu", "compiled"]) == 2
+    assert "--gpu compiled is for CUDA devices" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_on_a_gpu_the_bench_has_a_row_for_each_and_for_all() -> None:
+    found = measure.jobs(
+        "resnet8-preact",
+        8,
+        ("eager", "limit"),
+        (),
+        "float32",
+        torch.device("cuda"),
+        training=True,
+        gpu=("compiled", "capture"),
+    )
+    rows = [(job.name, job.fused, job.gpu) for job in found]
+    assert rows == [
+        ("preresnet default", False, ()),
+        ("preresnet compiled", True, ("compiled",)),
+        ("preresnet tensor-lr capture", False, ("tensor-lr", "capture")),
+        ("preresnet compiled tensor-lr capture", True, ("compiled", "tensor-lr", "capture")),
+        ("limit best", False, ()),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "plan", "capturable"),
+    [
+        ("resnet8-original-dropout-0.5", "units", False),
+        ("resnet8-original-dropout-0.5", "recompute", True),
+        ("resnet8-preact", "units", True),
+    ],
+)
+def test_a_dropout_that_is_recomputed_asks_the_host(name: str, plan: MemoryPlan, capturable: bool) -> None:
     model = preresnet.create_model(name, seed=0)
     memory.set_plan(model, plan)
-    step = Steps(model, sgd(model, OPTIM), None, "float32")
-    for _ in range(6):
-        step(torch.ones(2, 3), torch.ones(2))
-    assert len(step.captured) == captured
+    assert is_capturable(model) == capturable

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from itertools import pairwise
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -19,6 +21,7 @@ from preresnet.pictures import canvas, depth, heatmaps
 from preresnet.propagation import series, verdict
 from preresnet.propagation.probe import Probe, probe
 from preresnet.recipe import Recipe
+from preresnet.spec import UserError
 from preresnet.train import runlog, watch
 from preresnet.train.folder import Request
 from preresnet.train.trainer import train
@@ -43,7 +46,7 @@ def small(**changes: Any) -> Recipe:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("probed") / "run"
     train(Request(small(), folder, seed=3), series.watch(6))
-    series.draw(folder, "a run")
+    series.draw_heat_maps(folder, "a run")
     return folder
 
 
@@ -216,7 +219,7 @@ def test_a_network_that_cannot_be_measured_does_not_end_the_run(tmp_path: Path) 
         found.look(step)
     assert said == [f"step {step} was not probed: the loss is nan" for step in (0, 5, 10)]
     assert watch.read(tmp_path) == []
-    series.draw(tmp_path, "a run")
+    series.draw_heat_maps(tmp_path, "a run")
     assert not (tmp_path / "probe.png").exists()
 
 
@@ -238,7 +241,9 @@ def test_a_table_a_folder_and_pictures(run: Path, tmp_path: Path, capsys: pytest
     out = tmp_path / "probe"
     arguments = ["probe", str(run), "--against", "resnet8-original", "--data", "digits", "--out", str(out)]
     assert call(*arguments, "--batch", "4", "--batches", "2") == 0
-    assert "the two ways to split the gradient agree" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "the two ways to split the gradient agree" in printed
+    assert re.search(r" 1 .* stages\.0\.units\.0 .*\n.* 2 .* stages\.1\.units\.0 ", printed)  # counted as in pictures
     found = json.loads((out / "probe.json").read_text())
     assert [one["images"] for one in found["probes"].values()] == [8, 8]
     assert found["versions"]["torch"] == torch.__version__
@@ -291,6 +296,19 @@ def test_svg_and_other_pictures(tmp_path: Path) -> None:
         heatmaps.draw_heatmaps({"run": []})
 
 
+def test_a_colour_means_one_thing_in_all_rows() -> None:
+    found = probe(preresnet.create_model("resnet8-original", seed=0), torch.randn(3, 3, 8, 8)).as_dict()
+    meanings: dict[tuple[float, ...], set[str]] = {}
+    for axis in depth.draw_depth({"one": found, "two": found}).axes:
+        assert axis.get_xlim() == (0.5, 4.5)  # 3 units from 1, and the end
+        for line in axis.get_lines():
+            if not str(line.get_label()).startswith("_"):  # boundaries of stages have no name
+                thing = re.split(r"[,:]| at x| through", str(line.get_label()))[0]
+                meanings.setdefault(to_rgb(line.get_color()), set()).add(thing)
+    assert len(meanings) == 10
+    assert all(len(things) == 1 for things in meanings.values()), meanings
+
+
 # --- the verdict ---------------------------------------------------------------------------------------------------
 
 
@@ -318,6 +336,9 @@ def test_a_deep_plain_network_will_not() -> None:
     assert "the residual branches do not make up for it" in found.because
     assert found.product == 0
     assert found.largest_update > 1
+    frozen = preresnet.create_model("resnet8-plain", in_channels=1).requires_grad_(False)
+    with pytest.raises(UserError, match="all parameters are frozen; a verdict needs some"):
+        verdict.judge(frozen, digits(4))
     with pytest.raises(ValueError, match="3 batches; a verdict needs 4 or more"):
         verdict.judge(preresnet.create_model("resnet8-plain", in_channels=1), digits(3))
 

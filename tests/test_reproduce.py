@@ -8,8 +8,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,13 @@ from filelock import FileLock
 import preresnet
 from preresnet.cli import main
 from preresnet.data import cifar
+from preresnet.spec import UserError
 from preresnet.study import executors
 from preresnet.study.plan import Plan
 from preresnet.study.reproduce import Settings, reproduce
 from preresnet.study.runs import Job, Outcome, work
 from preresnet.study.sweep import of_sweep
-from preresnet.train import watch
+from preresnet.train import folder, trainer, watch
 
 DIGITS = "digits/resnet20-preact"
 TINY = ("network=resnet8-preact", "data.image_size=8", "global_batch=16", "precision=float32", "log_every=10")
@@ -83,7 +86,8 @@ def statuses(out: Path) -> list[str]:
 
 
 def stamps(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    """When each file of a run was changed; its lock is no part of it."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name[0] != "."}
 
 
 def started_late(line: str) -> bool:
@@ -123,7 +127,7 @@ def test_the_runs_of_a_killed_command_save_and_stop(tmp_path: Path) -> None:
     finish(process)
     until(lambda: history(out, f"{FIRST}-seed0")[-1] == "stopped")
     assert (out / FIRST / "seed0" / "checkpoint.pt").is_file()
-    with FileLock(out / ".locks" / f"{FIRST}-seed0.lock", timeout=60):
+    with folder.hold(out / FIRST / "seed0", wait_s=60):
         pass  # and nobody holds the run any more
 
 
@@ -287,23 +291,43 @@ def test_a_study_that_another_command_works_at_is_refused(tmp_path: Path, here: 
         reproduce(plan(0.1, 0.2), 1, Settings(tmp_path / "study"))
 
 
-def test_a_run_has_one_worker(tmp_path: Path, here: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever comes second waits, then finds it done; or gives up without touching it."""
+@contextmanager
+def held_elsewhere(run: Path) -> Iterator[None]:
+    """Somebody else trains in a folder: locks are kept apart by thread, too."""
+    holding, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with folder.hold(run):
+            holding.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert holding.wait(60)
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_a_run_has_one_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes second, a study or `train`, waits, then finds it done; or gives up without touching it."""
     monkeypatch.setattr("preresnet.study.runs.LOCK_WAIT_S", 0.1)
-    out = tmp_path / "study"
-    (out / ".locks").mkdir(parents=True)
-    name = "schedule.lr=0.1"
-    with FileLock(out / ".locks" / f"{name}-seed0.lock"):
-        found = reproduce(plan(0.1, 0.2), 1, Settings(out))
-    assert [row["runs"][0]["status"] for row in found["rows"]] == ["failed", "done"]
-    run = found["rows"][0]["runs"][0]
-    assert "another process still works" in run["message"]
-    assert not (out / name).exists()
-    jobs: list[Job] = []
+    out, jobs = tmp_path / "study", list[Job]()
     monkeypatch.setattr(executors, "local", lambda given, *_: jobs.extend(given) or 0)
     reproduce(plan(0.1, 0.2), 1, Settings(out))
-    assert [work(job).status for job in (*jobs, *jobs)] == ["done"] * 2  # the other rate was done before
-    assert history(out, f"{name}-seed0") == ["start at step 0", "done"]
+    job = jobs[0]
+    words = f"{job.request.out} is in use: process {os.getpid()} on "
+    with held_elsewhere(job.request.out):
+        outcome = work(job)
+        with pytest.raises(UserError, match=re.escape(words)):
+            trainer.train(job.request)
+        assert not (job.request.out / "recipe.json").exists()
+    assert outcome.status == "failed"
+    assert outcome.message.startswith(words)
+    assert [work(job).status for _ in range(2)] == ["done"] * 2
+    assert history(out, "schedule.lr=0.1-seed0") == ["start at step 0", "done"]
 
 
 def test_a_folder_that_a_worker_cannot_see_is_named(

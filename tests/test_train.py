@@ -1,4 +1,7 @@
+import errno
+import io
 import json
+import platform
 import signal
 import subprocess
 import sys
@@ -13,12 +16,20 @@ from safetensors.torch import load_file
 from torch import nn
 
 import preresnet
+from preresnet import inference
+from preresnet.cli import main
+from preresnet.data.loaders import TrainingBatches
+from preresnet.model import memory
 from preresnet.recipe import SGD, Milestones, Muon, OneCycle, Recipe
-from preresnet.spec import from_json, to_json
-from preresnet.train import runlog, trainer
+from preresnet.spec import MEMORY_PLANS, MemoryPlan, from_json, to_json
+from preresnet.train import checkpoint, progress, runlog, trainer
 from preresnet.train.folder import Request
 from preresnet.train.optim import set_lr, sgd, update
+from preresnet.train.progress import Meter
 from preresnet.train.trainer import train
+
+NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS = [number for number in NUMBERS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup is respected
 
 NAME = "digits/resnet20-preact"
 
@@ -77,6 +88,110 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_line_of_the_log_is_the_mean_since_the_line_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saves at 7, 14, ... fall between lines at 5, 10, ..., and an evaluation falls on one; time is that of steps."""
+    clock, seen = Clock(), []
+    add, at, logits = Meter.add, TrainingBatches.at, inference.logits
+
+    def slow_at(self: TrainingBatches, step: int) -> Any:
+        clock.now += 2.0
+        return at(self, step)
+
+    def slow_logits(*given: Any) -> Any:
+        clock.now += 1000.0
+        return logits(*given)
+
+    def recording(self: Meter, loss: torch.Tensor, wrong: torch.Tensor, wait: float) -> None:
+        seen.append((float(loss), int(wrong)))
+        clock.now += 6.0
+        add(self, loss, wrong, wait)
+
+    monkeypatch.setattr(Meter, "add", recording)
+    monkeypatch.setattr(TrainingBatches, "at", slow_at)
+    monkeypatch.setattr(inference, "logits", slow_logits)
+    for module in (trainer, progress):
+        monkeypatch.setattr(module, "time", clock)
+    train(Request(small(), tmp_path / "run", seed=3))
+    lines = [line for line in runlog.read(tmp_path / "run") if "loss" in line]
+    for line in lines:
+        steps = seen[line["step"] - 5 : line["step"]]
+        assert line["loss"] == pytest.approx(sum(loss for loss, _ in steps) / 5, rel=1e-12)
+        assert line["train_error_pct"] == pytest.approx(100 * sum(wrong for _, wrong in steps) / (5 * 16))
+        assert line["images_per_s"] == pytest.approx(16 / 8)
+        assert line["data_wait_pct"] == pytest.approx(25)
+    assert len(lines) == 8
+
+
+class Clock:
+    """Time that passes only where a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("step", [20, 40])
+def test_a_failed_evaluation_loses_nothing_and_is_done_again(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: int
+) -> None:
+    folder, logits, calls = tmp_path / "run", inference.logits, []
+
+    def failing(*given: Any) -> Any:
+        calls.append(1)
+        if len(calls) == step // 20:
+            raise RuntimeError("out of memory")
+        return logits(*given)
+
+    monkeypatch.setattr(inference, "logits", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(Request(small(), folder, seed=3))
+    kept = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert kept["progress"]["step"] == step
+    assert f"The checkpoint of step {step}" in capsys.readouterr().err
+    assert (folder / "weights.safetensors").is_file()
+    train(Request(small(), folder, seed=3, resume=True))
+    assert_same_run(finished, folder)
+
+
+FILE_TOO_LARGE = """
+import resource, sys
+from preresnet.cli import main
+from preresnet.train import checkpoint
+save, saved = checkpoint.save, []
+def limit(bytes):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes, resource.RLIM_INFINITY))
+def save_and_limit(*given):
+    if len(saved) == 1 and CASE == "checkpoint":
+        limit(100_000)
+    save(*given)
+    saved.append(1)
+    if len(saved) == 2 and CASE == "weights":
+        limit(100_000)
+checkpoint.save = save_and_limit
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("case", "file", "step"),
+    [("checkpoint", "checkpoint.pt", 7), ("weights", "weights.safetensors", 14)],
+)
+def test_a_full_disk_is_named_with_what_stands(finished: Path, tmp_path: Path, case: str, file: str, step: int) -> None:
+    folder = tmp_path / "run"
+    code = FILE_TOO_LARGE.replace("CASE", repr(case))
+    full = run(sys.executable, "-c", code, *command(folder, small())[3:])
+    assert full.returncode == 1, full.stderr
+    assert f"{folder / file} could not be written (" in full.stderr
+    assert f"The checkpoint of step {step} in {folder} stands" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert not any("partial" in path.name for path in folder.iterdir())
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["progress"]["step"] == step
+    assert run(*command(folder, small(), "--resume")).returncode == 0
+    assert_same_run(finished, folder)
+
+
 @pytest.mark.parametrize("step", [3, 22])
 def test_a_killed_run_resumes_to_the_same_bits(finished: Path, tmp_path: Path, step: int) -> None:
     folder = tmp_path / "run"
@@ -95,13 +210,15 @@ def test_a_killed_run_resumes_to_the_same_bits(finished: Path, tmp_path: Path, s
     assert_same_run(finished, folder)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_says_where_and_exits(finished: Path, tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_saves_says_where_and_exits(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
     folder = tmp_path / "run"
     slow = (
         "import sys, time; from preresnet.data.loaders import TrainingBatches; from preresnet.cli import main\n"
         "at = TrainingBatches.at\n"
-        "TrainingBatches.at = lambda self, step: (time.sleep(0.2), at(self, step))[1]\n"
+        "TrainingBatches.at = lambda self, step: (time.sleep(0.6), at(self, step))[1]\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     process = subprocess.Popen(
@@ -111,6 +228,9 @@ def test_a_signal_saves_says_where_and_exits(finished: Path, tmp_path: Path, num
     while not runlog.read(folder):  # its first line: the loop is running
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    assert main(command(folder, small(), "--resume")[3:]) == 2  # a second one is told who trains there
+    said = capsys.readouterr().err
+    assert f"{folder} is in use: process {process.pid} on {platform.node()} trains there since 20" in said
     process.send_signal(number)
     _, said = process.communicate(timeout=180)
     assert process.returncode == 128 + number
@@ -179,6 +299,29 @@ def test_resuming_a_finished_run_changes_nothing_but_the_words(finished: Path) -
     assert before == ((finished / "weights.safetensors").read_bytes(), measured(finished))
 
 
+def test_a_log_on_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = runlog.RunLog(tmp_path, 10, 0)
+    log.write(1, loss=1.0)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(log._events, "add_scalar", full)
+    with pytest.raises(trainer.NotWrittenError, match=r"metrics\.jsonl could not be written \(No space left on device"):
+        log.write(2, loss=1.0)
+    log.close()
+
+
+def test_a_terminal_that_is_gone_does_not_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, _: str) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    result = train(Request(small(schedule=Milestones(steps=6, warmup_steps=0)), tmp_path / "run"))
+    assert result["steps"] == 6
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     recipe = small(schedule=Milestones(steps=2, lr=0.1, warmup_steps=0), save_every=1)
     train(Request(recipe, tmp_path / "run"))
@@ -190,11 +333,28 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     # The second update multiplies weights by about 1e30; the loss of step 10 or so overflows.
     recipe = small(schedule=Milestones(steps=40, lr=1e30, warmup_lr=0.01, warmup_steps=8, milestones=()), save_every=4)
-    with pytest.raises(trainer.NotFiniteError, match=r"the loss was (nan|inf) at step (9|10);"):
+    words = r"the loss was (nan|inf) at step (9|10); the run stopped; .*\. The checkpoint of step 8 in .* stands"
+    with pytest.raises(trainer.NotFiniteError, match=words):
         train(Request(recipe, tmp_path / "run"))
     kept = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert kept["progress"]["step"] == 8
     assert all(value.isfinite().all() for value in kept["model"].values())
+
+
+def test_a_loss_that_is_not_finite_before_the_first_checkpoint_promises_none(tmp_path: Path) -> None:
+    recipe = small(schedule=Milestones(steps=40, lr=1e30, milestones=(), warmup_steps=0))
+    with pytest.raises(trainer.NotFiniteError, match=r"the run stopped; .*\. There is no checkpoint in .* yet"):
+        train(Request(recipe, tmp_path / "run"))
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_a_checkpoint_never_holds_weights_that_are_not_finite(tmp_path: Path) -> None:
+    """The ninth update overflows, its loss, computed before, does not."""
+    recipe = small(schedule=Milestones(steps=40, lr=1e39, warmup_lr=0.01, warmup_steps=8, milestones=()), save_every=1)
+    with pytest.raises(trainer.NotFiniteError, match=r"a weight was .* at step 9; .* The checkpoint of step 8 in"):
+        train(Request(recipe, tmp_path / "run"))
+    kept = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert kept["progress"]["step"] == 8
 
 
 def test_a_holdout_run_never_evaluates_on_the_test_set(tmp_path: Path) -> None:
@@ -241,14 +401,40 @@ def test_parts_of_a_batch_add_up_to_its_mean_gradient() -> None:
     assert torch.allclose(weights[0], weights[1])
 
 
-def test_norm_batch_is_what_a_norm_sees() -> None:
-    norm = nn.BatchNorm2d(3, momentum=1.0)
-    model = nn.Sequential(norm, nn.Flatten(), nn.Linear(12, 4))
-    x, y = torch.randn(8, 3, 2, 2), torch.arange(8) % 4
-    optimizer = sgd(model, SGD())
-    update(model, optimizer, x, y, 4, "float32")
+@pytest.mark.parametrize(("momentum", "norm_batch"), [(0.1, 2), (0.1, 8), (1.0, 4), (0.3, 3)])
+def test_parts_of_a_batch_move_running_statistics_once(momentum: float, norm_batch: int) -> None:
+    """(1 - m) old + m times the mean over the parts, by hand, over two updates; 3 of 8 leaves a smaller last part."""
+    norm = nn.BatchNorm2d(3, momentum=momentum)
+    model = nn.Sequential(norm, nn.Flatten(), nn.Linear(12, 4)).double()
+    optimizer, y = sgd(model, SGD()), torch.arange(8) % 4
+    mean, var = torch.zeros(3).double(), torch.ones(3).double()
+    for _ in range(2):
+        x = torch.randn(8, 3, 2, 2).double() + 3
+        update(model, optimizer, x, y, norm_batch, "float32")
+        parts = x.split(norm_batch)
+        seen = [(part.mean((0, 2, 3)), part.var((0, 2, 3)), len(part) / 8) for part in parts]
+        mean = (1 - momentum) * mean + momentum * sum(share * one for one, _, share in seen)
+        var = (1 - momentum) * var + momentum * sum(share * one for _, one, share in seen)
     assert norm.running_mean is not None
-    assert torch.allclose(norm.running_mean, x[4:].mean((0, 2, 3)), atol=1e-6)
+    assert norm.running_var is not None
+    torch.testing.assert_close(norm.running_mean, mean)
+    torch.testing.assert_close(norm.running_var, var)
+    assert norm.num_batches_tracked == 2
+    assert norm.momentum == momentum
+
+
+@pytest.mark.parametrize("plan", MEMORY_PLANS)
+def test_parts_move_the_statistics_of_a_network_once(plan: MemoryPlan) -> None:
+    """Its first norm sees what the stem makes of each part; a repetition in the backward pass moves nothing."""
+    model = preresnet.create_model("resnet8-preact", seed=0)
+    memory.set_plan(model, plan)
+    x, y = torch.randn(8, 3, 8, 8), torch.arange(8) % 4
+    with torch.no_grad():
+        expected = 0.1 * torch.stack([model.stem(part).mean((0, 2, 3)) for part in x.split(2)]).mean(0)
+    update(model, sgd(model, SGD()), x, y, 2, "float32")
+    found = model.state_dict()
+    torch.testing.assert_close(found["stages.0.units.0.pre.running_mean"], expected)
+    assert {int(value) for name, value in found.items() if name.endswith("num_batches_tracked")} == {1}
 
 
 def test_sgd_is_the_papers_update() -> None:
@@ -299,14 +485,14 @@ def test_orthogonal_steps_are_resumed_too(tmp_path: Path) -> None:
         pass
 
     with pytest.MonkeyPatch.context() as patch:
-        save = trainer.checkpoint.save
+        save = checkpoint.save
 
         def save_and_stop(*arguments: Any) -> None:
             save(*arguments)
             if arguments[3]["step"] == 14:
                 raise StopError
 
-        patch.setattr(trainer.checkpoint, "save", save_and_stop)
+        patch.setattr(checkpoint, "save", save_and_stop)
         with pytest.raises(StopError):
             train(Request(recipe, tmp_path / "parts"))
     train(Request(recipe, tmp_path / "parts", resume=True))

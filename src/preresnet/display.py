@@ -278,12 +278,15 @@ def probes(found: dict[str, Any]) -> None:
             ("cosine", back["cosine"]),
         ]
         table = Table(
-            "unit", *(title for title, _ in columns), title=f"{name}: {one['images']} images, loss {one['loss']:.3f}"
+            "unit",
+            "module",
+            *(title for title, _ in columns),
+            title=f"{name}: {one['images']} images, loss {one['loss']:.3f}",
         )
         units = one["units"]
         shown = sorted({round(k * (len(units) - 1) / (SHOWN_UNITS - 1)) for k in range(SHOWN_UNITS)})
         for unit in shown if len(units) > SHOWN_UNITS else range(len(units)):
-            table.add_row(units[unit], *(_number(values[unit]) for _, values in columns))
+            table.add_row(str(unit + 1), units[unit], *(_number(values[unit]) for _, values in columns))
         _show(table)
         agreement = max(one["agreement"].values())
         dead = sum(entry["dead"] for entry in one["dead"].values())
@@ -292,6 +295,11 @@ def probes(found: dict[str, Any]) -> None:
         words.print(
             f"the two ways to split the gradient agree to {agreement:.0e}; {dead} of {channels} ReLU channels dead"
         )
+        for doubt in one["doubts"]:
+            text = (
+                f"in doubt, {doubt['unit']}: shortcut {doubt['shortcut']}, residual {doubt['residual']}; {doubt['why']}"
+            )
+            words.print(text, markup=False)
         if "verdict" in one:
             words.print(f"[bold]{one['verdict']['grade']}[/]: {one['verdict']['because']}")
 

@@ -24,6 +24,7 @@ from preresnet.model.describe import default_size
 from preresnet.paper.networks import network
 from preresnet.recipe import Precision
 from preresnet.spec import MemoryPlan, NetSpec, Order, UserError, from_json, to_json
+from preresnet.train.capture import Mechanism, check_mechanisms
 
 Other = Literal["pytorchcv", "timm", "eager", "limit"]
 
@@ -37,11 +38,12 @@ def jobs(
     device: torch.device,
     *,
     training: bool,
+    gpu: Sequence[Mechanism] = (),
 ) -> list[Job]:
-    """What is to be measured: ours at each memory plan, then the others.
+    """What is to be measured: ours at each memory plan and with each mechanism of a GPU, then the others.
 
     Raises:
-        ValueError: another system is not installed, or has no such network.
+        UserError: another system is not installed or has no such network; or a mechanism does not fit.
     """
     spec = network(name)
     ours = Job(
@@ -57,11 +59,18 @@ def jobs(
         precision=devices.resolve(precision, device),
         training=training,
     )
-    ours = replace(ours, settings=f"{ours.precision}, channels_last, fused")
+    plain = device.type == "cuda"  # there, ours are PyTorch's own operations unless a mechanism is asked for
+    ours = replace(ours, settings=f"{ours.precision}, channels_last, {'eager' if plain else 'fused'}", fused=not plain)
     found = [replace(ours, plan=plan, mode=plan, settings=f"{ours.settings}, memory plan {plan}") for plan in plans]
     found = found or [ours]
+    for chosen in _mechanisms(gpu, device):
+        words = " ".join(chosen)
+        settings = f"{ours.precision}, channels_last, {words}"
+        found.append(replace(ours, mode=words, settings=settings, fused="compiled" in chosen, gpu=chosen))
     for other in dict.fromkeys(against):
         if other == "eager":
+            if plain:
+                continue  # that is ours
             found.append(replace(ours, mode="eager", settings=f"{ours.precision}, channels_last", fused=False))
         elif other == "limit":
             bare = replace(spec, unit=replace(spec.unit, order=Order(pre="", between="", end="", after_add="")))
@@ -77,6 +86,16 @@ def jobs(
                 _require("onnxruntime")
                 exported = replace(theirs, precision="float32", channels_last=False, runner="onnxruntime")
                 found.append(replace(exported, mode="onnxruntime", settings="float32, onnxruntime"))
+    return found
+
+
+def _mechanisms(gpu: Sequence[Mechanism], device: torch.device) -> list[tuple[Mechanism, ...]]:
+    """Each mechanism alone, and all together."""
+    alone: list[tuple[Mechanism, ...]] = [("tensor-lr", "capture") if one == "capture" else (one,) for one in gpu]
+    together: tuple[Mechanism, ...] = tuple(dict.fromkeys(name for some in alone for name in some))
+    found = list(dict.fromkeys([*alone, together])) if gpu else []
+    for one in found:
+        check_mechanisms(one, device)
     return found
 
 
@@ -129,7 +148,7 @@ def measure(work: Sequence[Job], rounds: int, steps: int, report: Callable[[str]
             rows[job]["peak_bytes"] = answer["peak_bytes"]
             if job.system == "preresnet" and job.training:
                 spec = from_json(NetSpec, job.network)
-                fused = job.fused and job.device == "cpu"
+                fused = job.fused and (job.device == "cpu" or "compiled" in job.gpu)
                 predicted = memory.predict(spec, job.size, job.batch, job.precision, job.plan, fused=fused)
                 rows[job]["predicted_bytes"] = predicted["peak_bytes"]
             rows[job]["images_per_s"] = round(statistics.median(rows[job]["rounds"]), 1)
@@ -167,6 +186,7 @@ def bench(
     device: str = "auto",
     *,
     training: bool = True,
+    gpu: Sequence[Mechanism] = (),
     rounds: int = 7,
     steps: int = 3,
     report: Callable[[str], None] = lambda line: None,
@@ -182,6 +202,7 @@ def bench(
         precision: of all but the others' default.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         training: or answers alone.
+        gpu: mechanisms of ours on a CUDA device: a row with each alone (capture with tensor-lr), and one with all.
         rounds: interleaved rounds.
         steps: of each system in a round; more where they last less than `ROUND_S`.
         report: is told what is going on.
@@ -195,10 +216,13 @@ def bench(
     for field, value in (("batch", batch), ("rounds", rounds), ("steps", steps)):
         if value < 1:
             raise UserError(f"{field} {value}; it must be 1 or more")
+    if gpu and not training:
+        raise UserError("--gpu is for training steps; leave out --inference, or --gpu")
     if training and batch < 2:
         raise UserError("batch 1; a batch norm cannot train on one image, use 2 or more")
     chosen = devices.choose(device)
-    rows = measure(jobs(name, batch, against, plans, precision, chosen, training=training), rounds, steps, report)
+    work = jobs(name, batch, against, plans, precision, chosen, training=training, gpu=gpu)
+    rows = measure(work, rounds, steps, report)
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     measured = [*against, *(row["mode"] for row in rows), *(row["settings"].split(", ")[-1] for row in rows)]
     for package in ("pytorchcv", "timm", "onnxruntime"):

@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from preresnet.model import memory
 from preresnet.model.network import build, set_fused
 from preresnet.recipe import SGD, Precision
 from preresnet.spec import MemoryPlan, NetSpec, from_json
-from preresnet.train.capture import EAGER_STEPS, Steps, own_stream
+from preresnet.train.capture import EAGER_STEPS, Mechanism, TrainingStep, own_stream
 from preresnet.train.optim import set_lr, sgd
 
 ROUND_S = 0.3  # a system's share of a round lasts at least this long
@@ -45,6 +46,7 @@ class Job:
         training: whole training steps, or answers alone.
         plan: memory plan of ours.
         fused: whether ours uses its own operations.
+        gpu: mechanisms of ours on a CUDA device.
         channels_last: memory layout of the other systems.
         runner: what runs another system's network.
     """
@@ -62,6 +64,7 @@ class Job:
     training: bool
     plan: MemoryPlan = "plain"
     fused: bool = True
+    gpu: tuple[Mechanism, ...] = ()
     channels_last: bool = True
     runner: Literal["eager", "compiled", "onnxruntime"] = "eager"
 
@@ -83,7 +86,7 @@ def serve(pipe: Any, job: Job) -> None:
     """
     try:
         device = torch.device(job.device)
-        with own_stream(device):
+        with own_stream(device) if "capture" in job.gpu else nullcontext():
             _serve(pipe, job, device)
     except Exception as error:  # the parent decides whether that ends the run
         pipe.send({"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"})
@@ -97,7 +100,7 @@ def _serve(pipe: Any, job: Job, device: torch.device) -> None:
     step()
     _wait(device)
     pipe.send({"first_step_s": round(time.perf_counter() - begin, 3)})
-    settling = 1 if device.type == "cpu" else EAGER_STEPS + 1  # memory and caches; on a GPU until the step is captured
+    settling = EAGER_STEPS + 1 if device.type == "cuda" else 1  # memory and caches; until a step is captured
     seconds = _timed(step, settling, device) / settling
     while steps := pipe.recv():
         time.sleep(REST_S)
@@ -163,7 +166,7 @@ def _ours(job: Job, x: Tensor, y: Tensor) -> Callable[[], object]:
     spec = from_json(NetSpec, job.network)
     model = build(spec, 0)
     devices.place(model, x.device)
-    set_fused(model, None if job.fused else False)
+    set_fused(model, ("compiled" in job.gpu or None) if job.fused else False)
     if not job.training:
         if job.fused and job.system == "preresnet":
             answer = inference.answering(model, job.precision)
@@ -172,7 +175,7 @@ def _ours(job: Job, x: Tensor, y: Tensor) -> Callable[[], object]:
     memory.set_plan(model, job.plan)
     optimizer = sgd(model, SGD())
     set_lr(optimizer, LR)
-    step = Steps(model, optimizer, None, job.precision, capturing=job.fused)
+    step = TrainingStep(model, optimizer, None, job.precision, job.gpu)
     return lambda: step(x, y)
 
 

@@ -18,7 +18,7 @@ from tyro.conf import AvoidSubcommands, Positional, arg
 from preresnet import display
 from preresnet.changes import PARTS, changed
 from preresnet.cli import options, probe, studies
-from preresnet.cli.options import PROGRAM, command_line, is_file
+from preresnet.cli.options import PROGRAM, command_line, is_file, shown
 from preresnet.fields import members
 from preresnet.paper.networks import network
 from preresnet.paper.recipes import recipe
@@ -111,6 +111,9 @@ class Train:
     probe_every: int | Literal["auto"] | None = None
     """Probe the network every N steps, into probe.jsonl and probe.png of the run; the result stays the same. auto: as
     often as 3 % of the run's time allow, 100 times at most."""
+    gpu: tuple[Literal["compiled", "capture", "tensor-lr"], ...] = ()
+    """On a CUDA device, beyond PyTorch's own operations: compiled, fused passes; capture, whole steps as CUDA graphs;
+    tensor-lr, the learning rate on the device, which capture needs."""
     recipe: AvoidSubcommands[Annotated[Recipe, arg(name="")]] = ANY_RECIPE
 
     def run(self) -> int:
@@ -130,20 +133,21 @@ class Train:
             resume=self.resume,
             memory=self.memory,
             workers=self.workers,
+            gpu=self.gpu,
             name=self.name,
             command=command_line(),
         )
         result = series.train(request, self.probe_every)
-        words = Console(highlight=False, soft_wrap=True)
-        words.print(
+        Console(highlight=False, soft_wrap=True).print(
             f"[bold]{result['split']} error {result['error_pct']:.2f} %[/] at the last step: "
             f"{result['steps']:,} steps, {result['num_images']:,} {result['split']} images, "
             f"trained at {result['images_per_s']:,.0f} images/s"
         )
-        words.print(f"run      {self.out}")
-        words.print(f"picture  {self.out / 'curve.png'}")
-        words.print(f"next     {PROGRAM} evaluate {self.out}")
-        words.print(f"report   {PROGRAM} report {self.out}")
+        place = () if self.data_root is None else ("--data-root", self.data_root)
+        print(f"run      {self.out}")
+        print(f"picture  {self.out / 'curve.png'}")
+        print(f"next     {shown('evaluate', self.out, *place)}")
+        print(f"report   {shown('report', self.out)}")
         return 0
 
 
@@ -265,6 +269,9 @@ class Bench:
     """Measure answers instead of training steps."""
     memory: tuple[MemoryPlan, ...] = ()
     """Memory plans of ours, a row each; plain alone by default."""
+    gpu: tuple[Literal["compiled", "capture", "tensor-lr"], ...] = ()
+    """On a CUDA device, a row of ours with each of these mechanisms of `preresnet train` (capture with tensor-lr), and
+    one with all of them."""
     precision: Precision = "auto"
     """auto, float32 or bfloat16: of all but the others' default."""
     device: str = "auto"
@@ -294,6 +301,7 @@ class Bench:
             self.precision,
             self.device,
             training=not self.inference,
+            gpu=self.gpu,
             rounds=self.rounds,
             steps=self.steps,
             report=words.print,
@@ -316,7 +324,7 @@ COMMANDS: dict[str, type] = {
     "train": Train,
     "evaluate": Evaluate,
     "predict": Predict,
-    "probe": probe.Probe,
+    "probe": probe.ProbeCommand,
     "bench": Bench,
     "reproduce": studies.Reproduce,
     "sweep": studies.Sweep,
@@ -346,16 +354,11 @@ def main(arguments: list[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except Exception as error:
-        from preresnet.study.reproduce import InterruptedStudyError
-        from preresnet.train import trainer
-
-        if isinstance(error, trainer.InterruptedRunError | InterruptedStudyError):
-            print(error, file=sys.stderr)
-            return error.exit_code
-        if isinstance(error, trainer.NotFiniteError):
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        raise
+        code: int | None = getattr(error, "exit_code", None)  # a run or a study that ended without its result
+        if code is None:
+            raise
+        print(error if code > 128 else f"error: {error}", file=sys.stderr)
+        return code
 
 
 def _parse(arguments: list[str]) -> Any:

@@ -25,6 +25,12 @@ def command_line() -> str:
     return shlex.join([PROGRAM, *sys.argv[1:]])
 
 
+def shown(*words: str | Path) -> str:
+    """A command of ours as it can be pasted into a shell, whatever the names of files."""
+    safe = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words]
+    return shlex.join([PROGRAM, *safe])
+
+
 def note(line: str) -> None:
     """Say something that a user did not ask for but should know."""
     print(f"note: {line}", file=sys.stderr)

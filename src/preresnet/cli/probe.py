@@ -1,4 +1,4 @@
-"""What does the command about signal and gradient take, do and print?"""
+"""The command `preresnet probe`: its options, and what it prints."""
 
 import json
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from preresnet.recipe import DataName
 
 
 @dataclass(frozen=True)
-class Probe:
+class ProbeCommand:
     """Measure how signal and gradient travel through a network, and say whether it will train.
 
     Norms use the statistics of the batch, as in training. Without --out, --json or --verdict, a table along depth.

@@ -53,6 +53,8 @@ class Reproduce:
     """As in `preresnet train`."""
     probe_every: int | Literal["auto"] | None = None
     """As in `preresnet train`; heat maps of each row are in the report then."""
+    gpu: tuple[Literal["compiled", "capture", "tensor-lr"], ...] = ()
+    """As in `preresnet train`."""
     dry_run: bool = False
     """List the runs, with images and predicted hours on this device; train nothing."""
     records: Path | None = None
@@ -107,6 +109,8 @@ class Sweep:
     """As in `preresnet train`."""
     probe_every: int | Literal["auto"] | None = None
     """As in `preresnet train`; heat maps of each row are in the report then."""
+    gpu: tuple[Literal["compiled", "capture", "tensor-lr"], ...] = ()
+    """As in `preresnet train`."""
     dry_run: bool = False
     """List the runs, with images and predicted hours on this device; train nothing."""
     json: bool = False
@@ -142,6 +146,7 @@ def _do(plan: "Plan", given: Reproduce | Sweep) -> tuple[int, dict[str, Any] | N
         device=given.device,
         memory=given.memory,
         probe_every=given.probe_every,
+        gpu=given.gpu,
         command=command_line(),
     )
     with _Bars() as bars:

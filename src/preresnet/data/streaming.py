@@ -6,8 +6,8 @@ replayed, and the number of workers changes nothing.
 """
 
 import os
-import signal
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from preresnet import signals
 from preresnet.data import images
 from preresnet.data.augment import Normalisation
 from preresnet.data.crops import augmented, centre, shorter_side
@@ -94,15 +95,20 @@ def num_workers(asked: int | None) -> int:
     return max(1, min(MOST_WORKERS, (os.cpu_count() or 2) - 1)) if asked is None else asked
 
 
-def _loading(workers: int) -> dict[str, Any]:
+def _loading(dataset: Dataset[Any], workers: int, **order: Any) -> Iterator[Any]:
+    """What `_collate` makes, read by other processes; a signal that ends the run leaves them to it, for it may still
+    need its next batch.
+    """
     # spawned, not forked: a fork inherits locks of threads that it does not
-    context = {"multiprocessing_context": "spawn", "worker_init_fn": _ignore_interrupts} if workers else {}
-    return {"collate_fn": _collate, "num_workers": workers, "pin_memory": torch.cuda.is_available(), **context}
+    context = {"multiprocessing_context": "spawn", "worker_init_fn": _obey_run_alone} if workers else {}
+    pinned = torch.cuda.is_available()
+    loader = DataLoader(dataset, collate_fn=_collate, num_workers=workers, pin_memory=pinned, **context, **order)
+    with signals.held_back() if workers else nullcontext():
+        return iter(loader)
 
 
-def _ignore_interrupts(_: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the run still needs its next batch to end in order."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _obey_run_alone(_: int) -> None:
+    signals.obey_parent_alone()
 
 
 class FileBatches:
@@ -143,7 +149,7 @@ class FileBatches:
         """
         if step != self._next:
             keys = _Keys(self.order, step)
-            self._ahead = iter(DataLoader(self.dataset, batch_sampler=keys, **_loading(self.workers)))
+            self._ahead = _loading(self.dataset, self.workers, batch_sampler=keys)
         pixels, labels = _unbroken(next(self._ahead))
         self._next = step + 1
         return _on_device(pixels, labels, self.normalisation)
@@ -179,8 +185,7 @@ def centre_batches(
     Raises:
         ValueError: a file is not a whole image; it is named.
     """
-    loader = DataLoader(_Test(files, side, crop), batch_size=batch, **_loading(num_workers(workers)))
-    for found in loader:
+    for found in _loading(_Test(files, side, crop), num_workers(workers), batch_size=batch):
         yield _on_device(*_unbroken(found), normalisation)
 
 

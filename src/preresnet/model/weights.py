@@ -23,8 +23,11 @@ def save(path: Path, model: Network, metadata: dict[str, str]) -> None:
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     partial = path.with_name(path.name + ".partial")
-    safetensors.torch.save_file(tensors, partial, {"network": to_json(model.spec)} | metadata)
-    os.replace(partial, path)
+    try:
+        safetensors.torch.save_file(tensors, partial, {"network": to_json(model.spec)} | metadata)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load(path: Path) -> tuple[Network, dict[str, str]]:

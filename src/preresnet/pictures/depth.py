@@ -1,4 +1,8 @@
-"""A probe along depth: norms, what f changes, the gradient's parts, factors of shortcuts and their products."""
+"""Pictures of probes along depth: signals, what f changes, gradient parts, factors and their products.
+
+In a picture of `draw_depth` a colour means one thing in all rows; in one of `draw_lines` it is a network in all panels.
+Units are counted from 1, as in the printed table; behind the last one stands the end, where the gradient comes from.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,6 +17,19 @@ Numbers = Sequence[float | None]
 Panel = Literal["signal", "activation", "gradient", "angle", "decay"]
 Quantity = Literal["signal", "activation", "factor", "product", "straight", "gradient"]
 PANELS: tuple[Panel, ...] = get_args(Panel)
+COLOURS = {
+    "signal": "tab:blue",
+    "residual": "tab:orange",
+    "negative": "tab:green",
+    "changed": "tab:red",
+    "gradient": "black",
+    "straight": "tab:purple",
+    "rest": "tab:brown",
+    "cosine": "tab:pink",
+    "cancelled": "tab:olive",
+    "product": "tab:cyan",
+}
+WITH_END = {"gradient", "angle", "decay", "straight"}  # rows and panels that show one point more than units
 
 
 def draw_depth(probes: Mapping[str, Mapping[str, Any]], rows: Sequence[Panel] = PANELS) -> "Figure":
@@ -34,8 +51,7 @@ def draw_depth(probes: Mapping[str, Mapping[str, Any]], rows: Sequence[Panel] = 
     }
     for column, (title, found) in enumerate(probes.items()):
         axes[0, column].set_title(wrapped(title), fontsize=11)
-        axes[-1, column].set_xlabel("residual unit")
-        axes[-1, column].xaxis.get_major_locator().set_params(integer=True)
+        _count_units(axes[-1, column], len(found["units"]), end=not WITH_END.isdisjoint(rows))
         for row, name in enumerate(rows):
             axis = axes[row, column]
             word = drawing[name](axis, found)
@@ -55,37 +71,44 @@ def draw_depth(probes: Mapping[str, Mapping[str, Any]], rows: Sequence[Panel] = 
 
 def _signal(axis: Any, found: Mapping[str, Any]) -> str:
     axis.set_yscale("log")
-    _line(axis, found["forward"]["x_rms"], "signal x", "tab:blue")
-    _line(axis, found["forward"]["residual_rms"], "residual F", "tab:orange")
+    _line(axis, found["forward"]["x_rms"], "signal x", "signal")
+    _line(axis, found["forward"]["residual_rms"], "residual F", "residual")
     return "root mean square"
 
 
 def _gradient(axis: Any, found: Mapping[str, Any]) -> str:
     axis.set_yscale("log")
-    _line(axis, found["backward"]["gradient"], "gradient at x", "black", linewidth=3, alpha=0.3)
-    _line(axis, found["backward"]["straight"], "straight through the shortcuts", "tab:blue")
-    _line(axis, found["backward"]["rest"], "through the weight layers", "tab:orange")
-    return "norm of a sample's gradient"
+    _line(axis, found["backward"]["gradient"], "gradient at x", "gradient", linewidth=3, alpha=0.3)
+    _line(axis, found["backward"]["straight"], "straight part: through shortcuts alone", "straight")
+    _line(axis, found["backward"]["rest"], "rest: through weight layers", "rest")
+    return "length of a sample's gradient"
 
 
 def _decay(axis: Any, found: Mapping[str, Any]) -> str:
     axis.set_yscale("log")
-    _line(axis, found["joins"]["product"], "product of shortcut factors", "tab:blue", style="--")
-    _line(axis, _relative(found["backward"]["straight"]), "straight part, relative to the end", "tab:blue")
-    _line(axis, _relative(found["backward"]["gradient"]), "gradient, relative to the end", "black", alpha=0.3)
+    _line(
+        axis,
+        _relative(found["backward"]["gradient"]),
+        "gradient, relative to the end",
+        "gradient",
+        linewidth=3,
+        alpha=0.3,
+    )
+    _line(axis, found["joins"]["product"], "product of shortcut factors", "product", style="--")
+    _line(axis, _relative(found["backward"]["straight"]), "straight part, relative to the end", "straight")
     return "factor"
 
 
 def _activation(axis: Any, found: Mapping[str, Any]) -> str:
-    _line(axis, found["forward"]["sum_negative_share"], "share of y that is negative", "tab:green")
-    _line(axis, found["forward"]["changed"], "change from y to the next x", "tab:red")
+    _line(axis, found["forward"]["sum_negative_share"], "share of y that is negative", "negative")
+    _line(axis, found["forward"]["changed"], "change from y to the next x", "changed")
     return "share"
 
 
 def _angle(axis: Any, found: Mapping[str, Any]) -> str:
     axis.set_ylim(-1.05, 1.05)
-    _line(axis, found["backward"]["cosine"], "cosine between the parts", "tab:purple")
-    _line(axis, found["backward"]["cancelled_share"], "share of samples that nearly cancel", "tab:brown", style="--")
+    _line(axis, found["backward"]["cosine"], "cosine between both parts", "cosine")
+    _line(axis, found["backward"]["cancelled_share"], "share of samples that nearly cancel", "cancelled", style="--")
     return "cosine, or share"
 
 
@@ -104,6 +127,7 @@ def draw_pairs(probes: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
         axis.axhline(2.0**-24, color="0.6", linewidth=1, linestyle=":")
         axis.set_title(wrapped(title), fontsize=11)
         axis.set_xlabel("units passed")
+        axis.set_xlim(0.5, max(len(run["from_first"]) for run in runs) + 0.5)
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].set_ylabel("deviation from Eq. 4, relative to x")
     axes[0, 0].legend(fontsize=8, frameon=False)
@@ -135,7 +159,7 @@ def draw_lines(probes: Mapping[str, Mapping[str, Any]], panels: Sequence[Quantit
         for colour, (label, found) in zip(colours, probes.items(), strict=True):
             values = found[part][key]
             _line(axis, _relative(values) if part == "backward" else values, label, colour)
-        axis.set_xlabel("residual unit")
+        _count_units(axis, max(len(found["units"]) for found in probes.values()), end=name in WITH_END)
         axis.set_title(title, fontsize=11)
         if logarithmic:
             _limit(axis)
@@ -167,6 +191,12 @@ def _tidy(figure: "Figure") -> "Figure":
     return figure
 
 
+def _count_units(axis: Any, units: int, *, end: bool) -> None:
+    axis.set_xlim(0.5, units + (1.5 if end else 0.5))
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set_xlabel("residual unit; rightmost point: the end" if end else "residual unit")
+
+
 def _line(axis: Any, values: Numbers, label: str, colour: Any, style: str = "-", **more: Any) -> None:
     # a logarithmic axis has no place for 0
     shown = [math.nan if value is None or (value == 0 and axis.get_yscale() == "log") else value for value in values]
@@ -174,7 +204,8 @@ def _line(axis: Any, values: Numbers, label: str, colour: Any, style: str = "-",
         return
     more.setdefault("linewidth", 1.4)
     marker = "." if len(shown) <= 20 else ""
-    axis.plot(range(1, len(shown) + 1), shown, style, color=colour, label=label, marker=marker, **more)
+    drawn = COLOURS.get(colour, colour)
+    axis.plot(range(1, len(shown) + 1), shown, style, color=drawn, label=label, marker=marker, **more)
 
 
 def _relative(values: Numbers) -> list[float | None]:

@@ -1,4 +1,4 @@
-"""A probe along training as heat maps: steps to the right, units upwards, colours for what was measured."""
+"""A probe along training as heat maps: steps to the right, units upwards from 1, colours for what was measured."""
 
 import math
 from bisect import bisect_left
@@ -17,8 +17,8 @@ Lines = Sequence[Mapping[str, Any]]
 MAPS = {
     "x_rms": "signal x, root mean square",
     "residual_rms": "residual F, root mean square",
-    "gradient": "norm of the gradient at x",
-    "straight_share": "straight part, over the sum of both parts' norms",
+    "gradient": "length of the gradient at x",
+    "straight_share": "straight part, over the sum of both parts' lengths",
 }
 COLUMNS = 200  # of a map, however many steps were probed: each shows the probe nearest to it
 
@@ -91,7 +91,7 @@ def values(lines: Lines, key: str) -> list[list[float]]:
 
 
 def shares(line: Mapping[str, Any]) -> list[float | None]:
-    """The straight part of the gradient over the sum of both parts' norms, at each x_l and at the last sum."""
+    """The straight part of the gradient over the sum of both parts' lengths, at each x_l and at the last sum."""
     return [
         None if s is None or t is None or s + t == 0 else s / (s + t)
         for s, t in zip(line["straight"], line["rest"], strict=True)

@@ -1,4 +1,4 @@
-"""What does one pass through the residual additions of a network leave behind?"""
+"""What one pass through the residual additions of a network leaves behind."""
 
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -16,7 +16,8 @@ class Addition:
         shortcut: h(x_l), as it was added.
         residual: F(x_l), as it was added.
         sum: y_l.
-        factor: lambda where the shortcut is exactly lambda * x_l (1 for an identity); None for any other.
+        factor: lambda where the shortcut is exactly lambda * x_l: a number (1 for an identity), or a tensor of as many
+            dimensions as x_l; None for any other shortcut.
         reference: what ``shortcut`` is a multiple of, where that is not x_l itself (x_l brought to another shape).
     """
 
@@ -25,7 +26,7 @@ class Addition:
     shortcut: Tensor
     residual: Tensor
     sum: Tensor
-    factor: float | None
+    factor: float | Tensor | None
     reference: Tensor | None = None
 
 
@@ -51,7 +52,7 @@ class Pass:
         x: Tensor,
         shortcut: Tensor,
         residual: Tensor,
-        factor: float | None,
+        factor: float | Tensor | None,
         reference: Tensor | None = None,
     ) -> Tensor:
         """Add shortcut and residual, and take note."""
@@ -69,8 +70,20 @@ class Pass:
 
 
 class Stream(Protocol):
-    """A network whose residual additions are known."""
+    """A network whose residual additions are known.
 
-    def run(self, inputs: tuple[Any, ...], kwargs: dict[str, Any], taken: Pass) -> Any:
+    Attributes:
+        parameters: by the names that the network gives them; those of a copy, which share its values.
+        doubts: units of which it is uncertain what the shortcut is: ``unit``, ``shortcut``, ``residual``, ``why``.
+    """
+
+    parameters: dict[str, Tensor]
+
+    @property
+    def doubts(self) -> list[dict[str, str]]:
+        """As above; some are known after a pass only."""
+        ...
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], taken: Pass) -> Any:
         """One forward pass; ``taken`` is filled. Returns what the network returns."""
         ...

@@ -1,4 +1,4 @@
-"""How much of the gradient at x_l came straight through the shortcuts, and how much through the weight layers?
+"""The gradient at x_l in two parts: what came straight through the shortcuts, and what came through weight layers.
 
 Eq. 5 with g_l the gradient at x_l and m_l that at y_l: m_l is g_{l+1} through whatever stands between, and
 
@@ -28,7 +28,7 @@ class Parts:
     """Sums over the samples of one batch.
 
     Args:
-        positions: at each x_l, then at the last sum: squares of the norms of ``gradient``, ``straight`` and ``rest``,
+        positions: at each x_l, then at the last sum: squares of the lengths of ``gradient``, ``straight`` and ``rest``,
             sums of what `preresnet.propagation.probe.Probe` describes, and in how many samples each is defined.
         agreement: the largest relative differences between both ways.
         parameters: gradient of the summed loss.
@@ -52,7 +52,7 @@ def split(
         parameters: whose gradients are wanted too.
 
     Raises:
-        ValueError: no gradient reaches the additions.
+        UserError: no gradient reaches the additions.
     """
     signals = [one.x for one in additions] + [additions[-1].sum]
     fixed = [position for position, signal in enumerate(signals) if not signal.requires_grad]

@@ -1,49 +1,48 @@
-"""Which additions of an arbitrary module form its residual stream, read from the graph that ``torch.export`` makes?
+"""The residual stream of an arbitrary module, read from the graph that ``torch.export`` makes.
 
 A node dominates another one if every path from the input to that one passes through it. What dominates the output is
 what everything has to pass: the additions among those nodes are the residual stream, and the nearest dominator of such
-an addition is its x_l, where shortcut and residual part. Of the two operands the shortcut is the one with fewer weight
-layers behind x_l. Additions inside a branch dominate nothing and are left out.
+an addition is its x_l, where shortcut and residual part. `preresnet.propagation.operands` says which is which.
+Additions inside a branch dominate nothing and are left out.
 """
 
-import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from preresnet.propagation import operands
 from preresnet.propagation.additions import Pass
+from preresnet.propagation.operands import Sum, Term
 from preresnet.spec import UserError
 
 _ATEN = torch.ops.aten
-_ADDITIONS = {_ATEN.add.Tensor, _ATEN.add_.Tensor, operator.add, operator.iadd, torch.add}
-_WEIGHTED = ("conv", "linear", "addmm", "matmul", "mm", "bmm", "scaled_dot_product", "baddbmm")
 _RELUS = {_ATEN.relu.default, _ATEN.relu_.default}
 
 
-def exported(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> "Graph":
+def exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Graph":
     """The stream of any module that can be exported.
 
     Args:
         model: with the parameters of the network to be probed, and buffers of its own.
-        inputs: positional arguments; the stream is followed from the first tensor.
+        args: positional arguments; the stream is followed from the first tensor.
         kwargs: keyword arguments.
 
     Raises:
-        ValueError: the module cannot be exported, or holds no residual addition.
+        UserError: the module cannot be exported, or holds no residual addition.
     """
     try:
-        graph = torch.export.export(model, inputs, kwargs, strict=False).module(check_guards=False)
+        graph = torch.export.export(model, args, kwargs, strict=False).module(check_guards=False)
     except Exception as error:  # whatever a foreign forward pass raises under a tracer
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0]
         cached = "; it returns a cache: add use_cache=False to the batch" if "Cache" in reason else ""
         raise UserError(
             f"torch.export cannot read {type(model).__name__} ({reason}){cached}; or name its residual units: "
             "units=('...', ...), modules that each compute x + F(x)"
-        ) from None
+        ) from error
     assert isinstance(graph, fx.GraphModule)
-    return Graph(graph, type(model).__name__)
+    return Graph(graph, type(model).__name__, dict(model.named_parameters()))
 
 
 class Graph:
@@ -52,10 +51,12 @@ class Graph:
     Args:
         module: what was exported.
         title: what to call it in messages.
+        parameters: of the module that was exported.
     """
 
-    def __init__(self, module: fx.GraphModule, title: str) -> None:
+    def __init__(self, module: fx.GraphModule, title: str, parameters: dict[str, Tensor]) -> None:
         self._module = module
+        self.parameters = parameters
         nodes = list(module.graph.nodes)
         source = next((node for node in nodes if node.op == "placeholder"), None)
         output = next(node for node in nodes if node.op == "output")
@@ -65,35 +66,38 @@ class Graph:
         while end is not None:
             chain.append(end)
             end = above.get(end)
-        self._units: dict[
-            fx.Node, tuple[str, fx.Node, int]
-        ] = {}  # addition -> name, x_l, which operand is the shortcut
+        changing = operands.varying(nodes)
+        self._sums: dict[fx.Node, Sum] = {}
         names: dict[str, int] = {}
         for node in reversed(chain):
-            operands = _operands(node, above)
             x = above.get(node)
-            if operands is None or x is None:
+            found = None if x is None else operands.taken_apart(node, x, above, changing)
+            if found is None:
                 continue
-            weights = [_weights(operand, x) for operand in operands]
-            if weights[0] == weights[1] == (0, 0):
-                continue  # two copies of one signal without a weight between: no residual
-            name = _place(node)
+            name = operands.place_of(node)
             names[name] = names.get(name, 0) + 1
-            self._units[node] = (f"{name}.{names[name]}" if names[name] > 1 else name, x, int(weights[1] <= weights[0]))
-        if not self._units:
-            additions = [node.name for node in nodes if node.target in _ADDITIONS]
+            found.name = f"{name}.{names[name]}" if names[name] > 1 else name
+            found.doubt |= {"unit": found.name} if found.doubt else {}
+            self._sums[node] = found
+        if not self._sums:
+            additions = [node.name for node in nodes if node.target in operands.SUMS]
             raise UserError(
                 f"no residual addition found in {title}: of its {len(additions)} additions none is passed by "
                 "everything from the first input to the first output. Name its residual units: units=('...', ...), "
                 "modules that each compute x + F(x)"
             )
-        self._relus = {node: _place(node) for node in nodes if node.target in _RELUS}
-        self._kept = {x for _, x, _ in self._units.values()}
+        self._relus = {node: operands.place_of(node) for node in nodes if node.target in _RELUS}
+        self._kept = {node for one in self._sums.values() for node in one.nodes()}
         self._functional = {node: new for node in nodes if (new := _out_of_place(node)) is not None}
 
-    def run(self, inputs: tuple[Any, ...], kwargs: dict[str, Any], taken: Pass) -> Any:
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], taken: Pass) -> Any:
         """One forward pass of the graph, node by node."""
-        return _Run(self, taken).run(*inputs, *kwargs.values())
+        return _Run(self, taken).run(*args, *kwargs.values())
+
+    @property
+    def doubts(self) -> list[dict[str, str]]:
+        """Of which units it is uncertain what the shortcut is: ``unit``, ``shortcut``, ``residual``, ``why``."""
+        return [one.doubt for one in self._sums.values() if one.doubt]
 
 
 class _Run(fx.Interpreter):
@@ -104,12 +108,8 @@ class _Run(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         graph = self._graph
-        if n in graph._units:
-            name, x_node, which = graph._units[n]
-            operands = self.fetch_args_kwargs_from_env(n)[0]
-            x, shortcut, residual = self._values[x_node], operands[which], operands[1 - which]
-            factor = 1.0 if n.all_input_nodes[which] is x_node else None
-            value: Any = self._taken.add(name, x, shortcut, residual, factor)
+        if n in graph._sums:
+            value: Any = self._add(graph._sums[n])
         elif n in graph._functional:
             args, kwargs = self.fetch_args_kwargs_from_env(n)
             value = graph._functional[n](*args, **kwargs)
@@ -120,6 +120,49 @@ class _Run(fx.Interpreter):
         if n in graph._kept:
             self._values[n] = value
         return value
+
+    def _add(self, one: Sum) -> Tensor:
+        x = self._values[one.x]
+        if one.chosen is None:
+            measurable = isinstance(x, Tensor) and x.requires_grad
+            found = [operands.alignment(self._values[term.node], x) for term in one.terms] if measurable else None
+            operands.choose(one, found)
+        assert one.chosen is not None
+        shortcut, residual = (self._part(one, part) for part in (one.chosen, {*range(len(one.terms))} - one.chosen))
+        return self._taken.add(one.name, x, shortcut, residual, self._factor(one, x))
+
+    def _part(self, one: Sum, wanted: Collection[int]) -> Tensor:
+        """The sum of some terms; of an operand as it is, where it is made of nothing else."""
+        values = []
+        for (coefficient, node), group in zip(one.operands, one.groups, strict=True):
+            inside = [at for at in group if at in wanted]
+            if len(inside) == len(group):
+                values.append(_times(coefficient, self.env[node]))
+            else:
+                values += [_times(one.terms[at].coefficient, self._values[one.terms[at].node]) for at in inside]
+        return sum(values[1:], values[0])
+
+    def _factor(self, one: Sum, x: Tensor) -> float | Tensor | None:
+        """Lambda where the shortcut is lambda times x_l: a number, or a tensor of as many dimensions as x_l."""
+        if not one.pure():
+            return None
+        found = sum(self._lambda(one.terms[at]) for at in one.chosen or ())
+        if not isinstance(found, Tensor):
+            return float(found)
+        found = found[(None,) * (x.ndim - found.ndim)]
+        return None if len(found) > 1 else found  # another one for each sample
+
+    def _lambda(self, term: Term) -> float | Tensor:
+        product: float | Tensor = term.coefficient
+        for factor, power in term.factors or ():
+            value: Any = self._values[factor].detach() if isinstance(factor, fx.Node) else factor
+            value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+            product = product * value**power
+        return product
+
+
+def _times(number: float, value: Tensor) -> Tensor:
+    return value if number == 1 else number * value
 
 
 def _dominators(nodes: Sequence[fx.Node], source: fx.Node | None) -> dict[fx.Node, fx.Node | None]:
@@ -147,41 +190,6 @@ def _dominators(nodes: Sequence[fx.Node], source: fx.Node | None) -> dict[fx.Nod
 
 def _first_result(output: fx.Node, above: dict[fx.Node, fx.Node | None]) -> fx.Node | None:
     return next((node for node in output.all_input_nodes if node in above), None)
-
-
-def _operands(node: fx.Node, above: dict[fx.Node, fx.Node | None]) -> tuple[fx.Node, fx.Node] | None:
-    """Both operands of an addition of two activations of one shape."""
-    if node.target not in _ADDITIONS or node.kwargs.get("alpha", 1) != 1 or len(node.args) != 2:
-        return None
-    a, b = node.args
-    if not (isinstance(a, fx.Node) and isinstance(b, fx.Node) and a in above and b in above and a is not b):
-        return None
-    shapes = [getattr(one.meta.get("val"), "shape", None) for one in (a, b)]
-    return (a, b) if shapes[0] is not None and shapes[0] == shapes[1] and len(shapes[0]) >= 2 else None
-
-
-def _weights(node: fx.Node, x: fx.Node) -> tuple[int, int]:
-    """Weight layers, and parameters, between x and a node."""
-    seen: set[fx.Node] = set()
-    stack, layers, parameters = [node], 0, 0
-    while stack:
-        one = stack.pop()
-        if one is x or one in seen:
-            continue
-        seen.add(one)
-        if one.op == "get_attr":
-            parameters += getattr(one.meta.get("val"), "numel", lambda: 0)()
-            continue
-        layers += any(word in str(one.target) for word in _WEIGHTED)
-        stack.extend(one.all_input_nodes)
-    return layers, parameters
-
-
-def _place(node: fx.Node) -> str:
-    """The module in whose forward pass a node was made."""
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [value[0] for value in stack.values()]
-    return (paths[-1].split("@")[0] if paths else "") or node.name
 
 
 def _out_of_place(node: fx.Node) -> Any:

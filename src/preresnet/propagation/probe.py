@@ -1,4 +1,4 @@
-"""What reaches unit L from unit l, forward and backward, in one network on some batches?
+"""What reaches unit L from unit l, forward and backward, in one network on some batches.
 
 | measured | equation | how |
 |---|---|---|
@@ -24,12 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from preresnet.model.preactivation import Norm
-from preresnet.propagation import backward, inputs, streams
+from preresnet.propagation import backward, inputs, pairs, streams
 from preresnet.propagation.additions import Addition, Pass
 from preresnet.propagation.inputs import Batch
+from preresnet.propagation.operands import ALONG
 from preresnet.spec import UserError
-
-ALONG = 0.5  # dropout of half the elements has a cosine of 0.71 with x_l, a random convolution of 0
 
 
 @dataclass(frozen=True)
@@ -42,22 +41,26 @@ class Probe:
         images: samples in all batches.
         loss: mean over them.
         units: names.
+        shortcuts: of each unit, in words: ``x`` (an identity), ``0.5 x``, ``a x, a of 64 numbers``, ``no multiple of
+            x`` (a gate, a convolution, a dropout), ``of another shape``, ``none``. Only multiples have ``pairs``.
+        doubts: units where it is uncertain which operand is the shortcut: ``unit``, ``shortcut`` (what was taken for
+            it), ``residual`` and ``why``. Empty for networks of this package.
         forward: ``x_``, ``residual_`` and ``sum_`` followed by ``mean``, ``variance``, ``negative_share`` and ``rms``;
-            ``shortcut_rms``; ``changed``: norm of x_{l+1} - y_l over that of y_l, what f does (None where shapes
+            ``shortcut_rms``; ``changed``: length of x_{l+1} - y_l over that of y_l, what f does (None where shapes
             differ, and for the last unit).
         joins: ``factor``: share of x_l that the shortcut keeps, <h(x), x> / <x, x> (None where it changes the shape, or
             turns x_l, as a convolution does: a cosine below 1/2);
             ``gain``: rms of h(x) over rms of x; ``product``: of the factors from this unit to the last one.
-        pairs: for each run of units with shortcuts lambda x: ``units`` and ``deviation[l][L]``, the norm of
-            x_L - (product of lambda) x_l - (scaled residuals) over that of x_L; position L = number of units is the
-            last sum.
+        pairs: for each run of units with shortcuts lambda x (a constant: number, parameter or buffer): ``units`` and
+            ``deviation[l][L]``, the length of x_L - (product of lambda) x_l - (scaled residuals) over that of x_L;
+            position L = number of units is the last sum.
         backward: one entry more than units, the last one for the last sum. ``gradient``, ``straight`` and ``rest``:
-            root mean square, over samples, of the norm of the gradient and of its parts; ``cosine``: mean cosine
+            root mean square, over samples, of the length of the gradient and of its parts; ``cosine``: mean cosine
             between the parts; ``cancelled_share``: samples where the sum is less than a tenth of what both measure;
             ``rest_along_straight``: mean of <rest, straight> / <straight, straight>, which is -1 where they cancel.
-        agreement: the largest difference between the two ways, over the norm of what is compared: ``straight``,
+        agreement: the largest difference between the two ways, over the length of what is compared: ``straight``,
             ``rest``, ``gradient``.
-        weights: by parameter of two or more dimensions: ``gradient`` (norm, of the mean loss), ``weight`` (norm),
+        weights: by parameter of two or more dimensions: ``gradient`` (length, of the mean loss), ``weight`` (length),
             ``ratio``.
         dead: by ReLU, its channels that no sample made positive, and all its ``channels``.
         norms: by batch norm, its scales that are exactly 1 or 0, where they started, and all of them.
@@ -68,6 +71,8 @@ class Probe:
     images: int
     loss: float
     units: tuple[str, ...]
+    shortcuts: tuple[str, ...]
+    doubts: list[dict[str, str]]
     forward: dict[str, list[float | None]]
     joins: dict[str, list[float | None]]
     pairs: list[dict[str, Any]]
@@ -90,12 +95,16 @@ def probe(
     training: bool = True,
     seed: int = 0,
 ) -> Probe:
-    """Measure how signal and gradient travel through a network. The network is left exactly as it was.
+    """Measure how signal and gradient travel through a network.
+
+    The network is left exactly as it was: parameters, buffers, gradients, hooks, modes, random state. It works inside
+    ``torch.no_grad()`` and ``torch.inference_mode()`` too.
 
     Paper: Sections 2 and 3.
 
     Args:
-        model: any module with residual additions; of another package too.
+        model: any module with residual additions; of another package too. What is measured is a copy that shares its
+            parameters' values; forward hooks run on the copy.
         batches: one or more: x, or (x, y), or a mapping of keyword arguments with labels under ``labels``. Their first
             dimension counts samples. Without labels, some are drawn from the seed.
         units: names of modules that each compute x + F(x), where the additions cannot be found.
@@ -107,24 +116,37 @@ def probe(
         The measurements.
 
     Raises:
-        ValueError: no residual addition was found, something was not finite, or a batch does not fit.
+        UserError: no residual addition was found, something was not finite, or a batch or its labels do not fit.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"a model of type {type(model).__name__}; give a torch.nn.Module")
     if not batches:
         raise UserError("no batch given; give at least one: images, or (images, labels)")
+    model = getattr(model, "_orig_mod", model)  # what torch.compile was given
+    units = (units,) if isinstance(units, str) else units
     sums = _Sums()
     stream: streams.Stream | None = None
     shapes: list[Any] = []
-    for number, batch in enumerate(batches):
-        args, kwargs, target = inputs.split(batch)
-        if stream is None or shapes != inputs.shapes(args, kwargs):  # an exported graph holds for one shape
-            stream, shapes = streams.find(model, args, kwargs, units, training=training), inputs.shapes(args, kwargs)
-        _measure(sums, model, stream, (args, kwargs, target), loss or cross_entropy, seed + number)
-    return _result(sums, model, training)
+    with torch.inference_mode(False), torch.enable_grad():
+        for number, batch in enumerate(batches):
+            args, kwargs, target = inputs.split(batch)
+            with streams.same_randomness(seed + number, inputs.first_tensor(args, kwargs).device):
+                if stream is None or shapes != inputs.shapes(args, kwargs):  # an exported graph holds for one shape
+                    stream = streams.find(model, args, kwargs, units, training=training)
+                    shapes = inputs.shapes(args, kwargs)
+                _measure(sums, model, stream, (args, kwargs, target), loss or cross_entropy, seed + number)
+        return _result(sums, model, training)
 
 
-def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    """Mean cross entropy: (n, ..., classes) logits with (n, ...) labels."""
-    return F.cross_entropy(output.flatten(0, -2), target.flatten())
+def cross_entropy(output: Tensor, labels: Any) -> Tensor:
+    """Mean cross entropy: (n, ..., classes) logits with (n, ...) labels, integers.
+
+    Raises:
+        UserError: labels of another type or shape, or one that is no class.
+    """
+    return F.cross_entropy(
+        output.flatten(0, -2), inputs.labels_of(labels, output).flatten(), ignore_index=inputs.IGNORED
+    )
 
 
 # --- one batch ----------------------------------------------------------------------------------------------------
@@ -135,12 +157,13 @@ class _Sums:
     """What all batches add up to, in Python's floats and float64 tensors."""
 
     units: list[str] = field(default_factory=list)
-    runs: list[list[int]] = field(default_factory=list)
+    shortcuts: list[str] = field(default_factory=list)
+    doubts: dict[str, dict[str, str]] = field(default_factory=dict)
+    runs: list[pairs.Run] = field(default_factory=list)
     factors: list[float | None] = field(default_factory=list)
     images: int = 0
     loss: float = 0.0
     columns: dict[str, list[float]] = field(default_factory=dict)
-    errors: list[Tensor] = field(default_factory=list)
     agreement: dict[str, float] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)
     active: dict[str, Tensor] = field(default_factory=dict)
@@ -159,7 +182,7 @@ def _measure(
     seed: int,
 ) -> None:
     args, kwargs, target = batch
-    first = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+    first = inputs.first_tensor(args, kwargs)
     images = len(first)
 
     def run(cut: bool) -> tuple[Pass, Tensor]:
@@ -167,29 +190,33 @@ def _measure(
         with streams.same_randomness(seed, first.device):
             taken = Pass(cut)
             ready = tuple(inputs.differentiable(value) for value in args)
-            output = inputs.output(
-                stream.run(ready, {name: inputs.differentiable(one) for name, one in kwargs.items()}, taken)
-            )
+            named = {name: inputs.differentiable(one) for name, one in kwargs.items()}
+            output = inputs.output(inputs.call(lambda *a, **k: stream.run(a, k, taken), model, ready, named))
             if target is None:
                 target = inputs.draw_labels(output, seed)
-            return taken, images * loss(output, target)
+            value = loss(output, target)
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                raise UserError(
+                    f"the loss is {_kind(value)}; it has to be a tensor with one number, a mean over samples"
+                )
+            return taken, images * value.squeeze()
 
-    with torch.enable_grad():
-        taken, total = run(False)
-        additions = taken.additions
-        if not additions:
-            raise UserError("no residual addition was passed; name modules that each compute x + F(x) in units=(...)")
-        names = [one.name for one in additions]
-        if not sums.units:
-            sums.units, sums.factors, sums.runs = names, [one.factor for one in additions], _runs(additions)
-            sums.errors = [torch.zeros(len(run), len(run), dtype=torch.float64) for run in sums.runs]
-        assert names == sums.units
-        _forward(sums, additions)
-        if not torch.isfinite(total):
-            raise UserError(f"the loss is {total.item()}, though all units are finite; look at the head, or the loss")
-        cut_taken, cut_total = run(True)
-        parameters = {name: one for name, one in model.named_parameters() if one.requires_grad}
-        parts = backward.split(additions, total, cut_taken.additions, cut_total, list(parameters.values()))
+    taken, total = run(False)
+    additions = taken.additions
+    if not additions:
+        raise UserError("no residual addition was passed; name modules that each compute x + F(x) in units=(...)")
+    names = [one.name for one in additions]
+    if not sums.units:
+        sums.units, sums.shortcuts, sums.runs = names, [_words(one) for one in additions], pairs.runs(additions)
+        sums.factors = [one.factor if isinstance(one.factor, float) else None for one in additions]
+    assert names == sums.units
+    sums.doubts |= {one["unit"]: one for one in stream.doubts}
+    _forward(sums, additions)
+    if not torch.isfinite(total):
+        raise UserError(f"the loss is {total.item()}, though all units are finite; look at the head, or the loss")
+    cut_taken, cut_total = run(True)
+    parameters = {name: one for name, one in stream.parameters.items() if one.requires_grad}
+    parts = backward.split(additions, total, cut_taken.additions, cut_total, list(parameters.values()))
     sums.images += images
     sums.loss += float(total.detach())
     for position, at in enumerate(parts.positions):
@@ -230,32 +257,26 @@ def _forward(sums: _Sums, additions: list[Addition]) -> None:
         if after is not None and after.shape == one.sum.shape:
             sums.add("changed", unit, _square(after - one.sum))
             sums.add("changed_of", unit, _square(one.sum))
-    for run, errors in zip(sums.runs, sums.errors, strict=True):
-        steps = torch.stack([_step_error(additions, unit, last=unit == run[-1]).flatten() for unit in run])
-        for part in steps.split(2**18, dim=1):
-            errors += (part.double() @ part.double().T).cpu()
+    for run in sums.runs:
+        pairs.add(run, additions)
 
 
-def _step_error(additions: list[Addition], unit: int, *, last: bool) -> Tensor:
-    """x_{l+1} - lambda x_l - F(x_l); in the last unit of a run the sum stands for x_{l+1}."""
-    one = additions[unit]
-    after = one.sum if last else additions[unit + 1].x
-    assert one.factor is not None
-    return after - (one.x if one.factor == 1 else one.factor * one.x) - one.residual
+def _words(one: Addition) -> str:
+    """What a shortcut is."""
+    if one.shortcut.shape != one.x.shape:
+        return "of another shape"
+    if not one.shortcut.any():
+        return "none"
+    factor = pairs.factor(one)
+    if factor is None:
+        return "no multiple of x"
+    if isinstance(factor, Tensor):
+        return f"a x, a of {factor.numel()} numbers"
+    return "x" if factor == 1 else f"{factor:g} x"
 
 
-def _runs(additions: list[Addition]) -> list[list[int]]:
-    """Neighbours whose shortcuts are lambda x, of one shape: there Eq. 4 and 7 speak of every pair."""
-    runs: list[list[int]] = []
-    for unit, one in enumerate(additions):
-        if one.factor is None:
-            continue
-        follows = runs and runs[-1][-1] == unit - 1 and additions[unit - 1].sum.shape == one.x.shape
-        if follows:
-            runs[-1].append(unit)
-        else:
-            runs.append([unit])
-    return runs
+def _kind(value: Any) -> str:
+    return f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"of type {type(value).__name__}"
 
 
 def _square(x: Tensor) -> float:
@@ -270,8 +291,8 @@ def _result(sums: _Sums, model: nn.Module, training: bool) -> Probe:
     zeros = [0.0] * (depth + 1)
 
     def per(name: str, of: str, power: float = 1.0) -> list[float | None]:
-        pairs = list(zip(get.get(name, zeros), get.get(of, zeros), strict=True))[:depth]
-        return [(above / below) ** power if below else None for above, below in pairs]
+        both = list(zip(get.get(name, zeros), get.get(of, zeros), strict=True))[:depth]
+        return [(above / below) ** power if below else None for above, below in both]
 
     forward: dict[str, list[float | None]] = {}
     for name in ("x", "residual", "sum"):
@@ -319,9 +340,11 @@ def _result(sums: _Sums, model: nn.Module, training: bool) -> Probe:
         images=sums.images,
         loss=sums.loss / sums.images,
         units=tuple(sums.units),
+        shortcuts=tuple(sums.shortcuts),
+        doubts=list(sums.doubts.values()),
         forward=forward,
         joins=joins,
-        pairs=[_pairs(sums, run, errors) for run, errors in zip(sums.runs, sums.errors, strict=True)],
+        pairs=[_pairs(sums, run) for run in sums.runs],
         backward=back,
         agreement=sums.agreement,
         weights=weights,
@@ -340,18 +363,9 @@ def _measured(columns: dict[str, list[float]], depth: int) -> list[float | None]
     return found
 
 
-def _pairs(sums: _Sums, run: list[int], errors: Tensor) -> dict[str, Any]:
-    """The deviation of every pair from the inner products of the steps: it is a sum of scaled steps."""
-    size = len(run)
-    ends = [sums.columns["x_squares"][unit] for unit in run[1:]] + [sums.columns["sum_squares"][run[-1]]]
-    rows: list[list[float | None]] = [[None] * (size + 1) for _ in range(size)]
-    for end in range(1, size + 1):
-        scale = torch.zeros(size, dtype=torch.float64)
-        for start in reversed(range(end)):
-            scale[start] = 1.0 if start == end - 1 else scale[start + 1] * (sums.factors[run[start + 1]] or 0.0)
-            square = max(0.0, float(scale @ errors @ scale))
-            rows[start][end] = (square / ends[end - 1]) ** 0.5 if ends[end - 1] else None
-    return {"units": [sums.units[unit] for unit in run], "deviation": rows}
+def _pairs(sums: _Sums, run: pairs.Run) -> dict[str, Any]:
+    squares = [sums.columns["x_squares"][unit] for unit in run.units[1:]] + [sums.columns["sum_squares"][run.units[-1]]]
+    return {"units": [sums.units[unit] for unit in run.units], "deviation": pairs.deviations(run, squares)}
 
 
 def _norms(model: nn.Module) -> dict[str, dict[str, int]]:

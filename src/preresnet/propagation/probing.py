@@ -1,4 +1,4 @@
-"""How do names of networks and runs become probes, with images, files and pictures?"""
+"""Probes of networks and runs by name: what the command does, with images, files and pictures."""
 
 import json
 import platform
@@ -77,7 +77,7 @@ def measure(names: Sequence[str], settings: Settings, report: Callable[[str], No
         `preresnet.propagation.probe.Probe.as_dict` gives, with ``verdict`` where it was asked for.
 
     Raises:
-        ValueError: bad input; nothing was written.
+        UserError: bad input; nothing was written.
     """
     out, found = settings.out, {}
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -1,4 +1,4 @@
-"""What does a probe along training measure, and how does the series look?"""
+"""Probes along training: what each of them keeps, and the picture of the series."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,7 @@ def train(request: Request, every: Every) -> dict[str, Any]:
     if every is None:
         return trainer.train(request)
     result = trainer.train(request, watch(every))
-    draw(request.out, request.name)
+    draw_heat_maps(request.out, request.name)
     return result
 
 
@@ -80,7 +80,7 @@ def short(value: Any) -> Any:
     return value
 
 
-def draw(folder: Path, title: str) -> None:
+def draw_heat_maps(folder: Path, title: str) -> None:
     """The heat maps of a run, in its folder; nothing where nothing was probed."""
     lines = read(folder)
     if lines:

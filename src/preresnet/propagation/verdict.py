@@ -1,4 +1,4 @@
-"""Will a network train? An answer from its initial weights and its first few batches.
+"""A prediction of whether a network will train, from its initial weights and its first few batches.
 
 Three facts are measured, each with a threshold that theory gives:
 
@@ -92,10 +92,12 @@ def judge(
         seed: of dropout.
 
     Raises:
-        ValueError: fewer than 4 batches.
+        UserError: fewer than 4 batches, or nothing that could be trained.
     """
     if len(batches) < 4:
         raise UserError(f"{len(batches)} batches; a verdict needs 4 or more")
+    if not any(one.requires_grad for one in model.parameters()):
+        raise UserError("all parameters are frozen; a verdict needs some with requires_grad")
     rate = (schedule or Milestones()).at(0)
     found = probe(model, batches[0], seed=seed)
     losses, wrong = _learn(model, batches, rate, optim or SGD(), seed)

@@ -7,12 +7,14 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import wait
 from typing import Any, Literal
 
 import torch
 
+from preresnet.signals import Signals, held_back, take_no_interrupts
 from preresnet.spec import UserError
 from preresnet.study.runs import Job, Outcome, work
 
@@ -44,18 +46,19 @@ def local(jobs: Sequence[Job], parallel: int, report: Report, tick: Callable[[],
     waiting = deque(replace(job, threads=threads) for job in jobs)
     running: dict[Any, tuple[Any, Job]] = {}
 
-    def stop(again: bool) -> None:
+    def end_all(again: bool) -> None:
         for process, _ in running.values():
             process.kill() if again else process.terminate()
 
-    with Signals(stop) as signals:
+    with Signals(_said(end_all)) as signals:
         try:
             while running or (waiting and not signals.received):
                 while waiting and len(running) < parallel and not signals.received:
                     job = waiting.popleft()
                     here, there = context.Pipe()
                     process = context.Process(target=_serve, args=(there, job))
-                    process.start()
+                    with held_back():
+                        process.start()
                     there.close()
                     running[here] = process, job
                     if signals.received:  # between start and here
@@ -65,8 +68,20 @@ def local(jobs: Sequence[Job], parallel: int, report: Report, tick: Callable[[],
                     report(job, _answer(pipe, process, signals.received))
                 tick()
         finally:
-            stop(again=False)
+            end_all(again=False)
     return signals.received
+
+
+def _said(stop: Callable[[bool], None]) -> Callable[[bool], None]:
+    """``stop``, with words for whoever sent the signal."""
+
+    def say_and_stop(again: bool) -> None:
+        with suppress(OSError):  # a terminal that is gone is one reason for a signal
+            words = "killing the runs" if again else "stopping: the runs save and end; once more kills them"
+            print(words, file=sys.stderr, flush=True)
+        stop(again)
+
+    return say_and_stop
 
 
 def _answer(pipe: Any, process: Any, stopped: int) -> Outcome:
@@ -88,11 +103,12 @@ def _answer(pipe: Any, process: Any, stopped: int) -> Outcome:
 def _serve(pipe: Any, job: Job) -> None:
     """Body of a process: one run."""
     if hasattr(os, "setpgrp"):
-        os.setpgrp()  # Ctrl-C reaches the parent alone, which passes it on once: a second signal would not save
+        os.setpgrp()  # a signal to the group reaches the parent alone, which passes it on
     job.log.parent.mkdir(exist_ok=True)
     with open(job.log, "ab", buffering=0) as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+    take_no_interrupts()
     if job.threads:
         torch.set_num_threads(job.threads)
     answered = threading.Event()
@@ -143,7 +159,7 @@ def on_ray(jobs: Sequence[Job], parallel: int, report: Report, tick: Callable[[]
             for reference in pending:
                 ray.cancel(reference, force=again)
 
-        with Signals(stop) as signals:
+        with Signals(_said(stop)) as signals:
             rounds_left = int(GRACE_S / TICK_S)
             while pending and rounds_left > 0:
                 ready, _ = ray.wait(list(pending), num_returns=1, timeout=TICK_S)
@@ -194,28 +210,3 @@ def _result(ray: Any, reference: Any, stopped: int) -> Outcome:
             return Outcome("stopped", message="stopped before its first step")
         words = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return Outcome("failed", message=f"{type(error).__name__}, after {RETRIES} retries: {words}")
-
-
-class Signals:
-    """Turns the first Ctrl-C or SIGTERM into ``stop(False)`` and the next into ``stop(True)``."""
-
-    def __init__(self, stop: Callable[[bool], None]) -> None:
-        self.stop = stop
-        self.received = 0
-
-    def __enter__(self) -> "Signals":
-        self._before: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, _: object) -> None:
-        again, self.received = bool(self.received), number
-        words = "killing the runs" if again else "stopping: the runs save and end; once more kills them"
-        print(words, file=sys.stderr, flush=True)
-        self.stop(again)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

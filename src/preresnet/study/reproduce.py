@@ -15,6 +15,7 @@ from preresnet.study import entries, executors
 from preresnet.study.plan import Plan, run_folder
 from preresnet.study.runs import Job, Outcome, kept, step
 from preresnet.train import folder
+from preresnet.train.capture import Mechanism, check_mechanisms
 
 
 class InterruptedStudyError(Exception):
@@ -37,6 +38,7 @@ class Settings:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         memory: plan of each run.
         probe_every: steps between two probes of a run, or ``auto``; None: none.
+        gpu: mechanisms of each run on a CUDA device.
         command: that started it, for records.
     """
 
@@ -47,6 +49,7 @@ class Settings:
     device: str = "auto"
     memory: Literal["auto"] | MemoryPlan = "auto"
     probe_every: series.Every = None
+    gpu: tuple[Mechanism, ...] = ()
     command: str = ""
 
 
@@ -97,7 +100,7 @@ def reproduce(plan: Plan, seeds: int, settings: Settings, progress: Progress | N
         folder.resolve_network(recipe, num_classes, in_channels)
     found = entries.open_study(out, plan, range(seeds), settings.command)
     if settings.executor == "local":
-        devices.choose(settings.device)
+        check_mechanisms(settings.gpu, devices.choose(settings.device))
     else:
         executors.require_ray()
     for recipe in {recipe.data: recipe for recipe in recipes}.values():
@@ -116,6 +119,7 @@ def _jobs(plan: Plan, seeds: int, settings: Settings, out: Path) -> list[Job]:
     """All runs of a plan, the first seed of every row before the second of any: a table is whole early."""
     scale = f", shortened: {plan.scale}" if plan.scale else ""
     probed = "" if settings.probe_every is None else f" --probe-every {settings.probe_every}"
+    mechanisms = f" --gpu {' '.join(settings.gpu)}" if settings.gpu else ""
     jobs = []
     for seed in range(seeds):
         for row in plan.rows:
@@ -127,8 +131,9 @@ def _jobs(plan: Plan, seeds: int, settings: Settings, out: Path) -> list[Job]:
                 device=settings.device,
                 resume=True,
                 memory=settings.memory,
+                gpu=settings.gpu,
                 name=row.base + scale,
-                command=row.train_command(seed) + probed,
+                command=row.train_command(seed) + probed + mechanisms,
             )
             jobs.append(Job(row.name, request, out, crop=row.crop, probe_every=settings.probe_every))
     return jobs

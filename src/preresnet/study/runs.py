@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
 import preresnet.device as devices
 from preresnet.data import sets
 from preresnet.propagation import series
 from preresnet.recipe import Recipe
-from preresnet.spec import from_json, to_json
+from preresnet.spec import UserError, from_json, to_json
 from preresnet.study.manifest import STUDY_FILE
 from preresnet.train import folder, runlog, trainer
 from preresnet.train.checkpoint import write_atomically
@@ -48,11 +46,6 @@ class Job:
     def name(self) -> str:
         """For people."""
         return f"{self.row} seed {self.request.seed}"
-
-    @property
-    def lock(self) -> Path:
-        """The file that the one worker of this run holds."""
-        return self.study / ".locks" / f"{self.request.out.parent.name}-seed{self.request.seed}.lock"
 
     @property
     def log(self) -> Path:
@@ -109,27 +102,24 @@ def errors(result: dict[str, Any], crop: int | None = None) -> dict[str, Any]:
 def work(job: Job) -> Outcome:
     """Do a run, or continue it, or find it done; never together with another worker.
 
-    The lock is the operating system's (flock): it ends with the process that holds it, however that dies. Whoever gets
-    it looks first whether the run is finished, so that a run given out twice is done once.
+    Whoever gets hold of its folder looks first whether the run is finished, so that a run given out twice is done once.
     """
     if not (job.study / STUDY_FILE).is_file():
         return Outcome(
             "failed",
             message=f"{job.study} is not visible on {platform.node()}; give an --out that all machines share",
         )
-    for path in (job.lock, job.log):
-        path.parent.mkdir(exist_ok=True)
-    lock = FileLock(job.lock)
+    job.log.parent.mkdir(exist_ok=True)
     try:
-        with lock.acquire(timeout=LOCK_WAIT_S):
+        with folder.hold(job.request.out, LOCK_WAIT_S):
             found = kept(job.request, job.crop)
             if found is None:
                 _note(job, f"start at step {step(job)}")
                 found = _train(job)
                 _note(job, found.status + (f": {found.message}" if found.message else ""))
             return found
-    except Timeout:
-        return Outcome("failed", message=f"another process still works at {job.request.out}; end it first")
+    except UserError as error:
+        return Outcome("failed", message=str(error))
 
 
 def step(job: Job) -> int:
@@ -151,7 +141,7 @@ def _train(job: Job) -> Outcome:
     except Exception as error:  # whatever it is, the other runs go on
         traceback.print_exc()
         words = str(error).strip().splitlines() or [type(error).__name__]
-        known = isinstance(error, ValueError | OSError)
+        known = isinstance(error, ValueError | OSError | trainer.NotWrittenError)
         return Outcome("failed", message=words[0] if known else f"{type(error).__name__}: {words[0]}")
 
 

@@ -1,4 +1,4 @@
-"""How does a whole training step become one CUDA graph, so that a GPU never waits for Python?
+"""The training step as a GPU runs it: plainly, or as one CUDA graph, so that the GPU never waits for Python.
 
 A step of 1001 layers is tens of thousands of kernels, each shorter than its launch. The first steps run as they are:
 kernels are compiled and chosen, momentum gets its memory. Then one step is captured, and every later one is a replay:
@@ -8,18 +8,51 @@ Source: CUDA graphs, "whole-network capture" of PyTorch's CUDA semantics.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from preresnet.model.network import Network, Stage
+from preresnet.model.network import Network, Stage, set_fused
 from preresnet.recipe import Precision
+from preresnet.spec import UserError
 from preresnet.train.optim import update
 
+Mechanism = Literal["compiled", "capture", "tensor-lr"]
+"""What a run on a CUDA device may use beyond PyTorch's own operations, each off unless asked for:
+
+- ``compiled``: the fused passes of `preresnet.kernels`;
+- ``capture``: whole steps as CUDA graphs;
+- ``tensor-lr``: the learning rate as a tensor on the device, which ``capture`` needs.
+"""
+
 EAGER_STEPS = 3  # of each shape before capture: compiling, choosing kernels, allocating
+
+
+def check_mechanisms(mechanisms: Sequence[Mechanism], device: torch.device) -> None:
+    """Refuse mechanisms that a device or one another does not allow.
+
+    Raises:
+        UserError: no CUDA device, an unknown mechanism, or ``capture`` without ``tensor-lr``.
+    """
+    known = get_args(Mechanism)
+    if unknown := [name for name in mechanisms if name not in known]:
+        raise UserError(f"--gpu {unknown[0]}; there are {', '.join(known)}")
+    if mechanisms and device.type != "cuda":
+        raise UserError(f"--gpu {' '.join(mechanisms)} is for CUDA devices, and this is {device}; leave --gpu out")
+    if "capture" in mechanisms and "tensor-lr" not in mechanisms:
+        raise UserError(
+            "--gpu capture alone would freeze the learning rate into the graph; give --gpu capture tensor-lr"
+        )
+
+
+def choose_passes(model: nn.Module, mechanisms: Sequence[Mechanism], device: torch.device) -> None:
+    """Let a network on a CUDA device compute with PyTorch's own operations, or with compiled ones where asked for."""
+    if device.type == "cuda":
+        set_fused(model, "compiled" in mechanisms)
 
 
 @contextmanager
@@ -49,15 +82,15 @@ class Captured:
     wrong: Tensor
 
 
-class Steps:
-    """`update` for a whole run: captured on a GPU, plain elsewhere.
+class TrainingStep:
+    """`update` for a whole run, with the mechanisms that it is to use.
 
     Args:
         model: on its device, in training mode.
         optimizer: over its parameters, restored already.
         norm_batch: as for `update`.
         precision: as for `update`.
-        capturing: False to run every step as it is.
+        mechanisms: none by default: every step runs as it is.
 
     Attributes:
         captured: by the shape of a batch, its step as a graph.
@@ -69,18 +102,21 @@ class Steps:
         optimizer: torch.optim.Optimizer,
         norm_batch: int | None,
         precision: Precision,
-        *,
-        capturing: bool = True,
+        mechanisms: Sequence[Mechanism] = (),
     ) -> None:
         self._model, self._optimizer = model, optimizer
         self._norm_batch = norm_batch
         self._precision: Precision = precision
         device = next(model.parameters()).device
-        self._capturing = capturing and captures(device) and _is_capturable(model)
+        check_mechanisms(mechanisms, device)
+        self._capturing = "capture" in mechanisms
+        if self._capturing and not is_capturable(model):
+            self._capturing = False
+            warnings.warn("a dropout that is recomputed cannot be captured; the steps run as they are", stacklevel=2)
         self._seen: dict[torch.Size, int] = {}
         self.captured: dict[torch.Size, Captured] = {}
-        if self._capturing:
-            for group in optimizer.param_groups:  # a number would be frozen into the graph
+        if "tensor-lr" in mechanisms:
+            for group in optimizer.param_groups:
                 group["lr"] = torch.tensor(float(group["lr"]), device=device)
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,12 +155,7 @@ class Steps:
         return True
 
 
-def captures(device: torch.device) -> bool:
-    """Whether a kind of device has graphs."""
-    return device.type == "cuda"
-
-
-def _is_capturable(model: Network) -> bool:
+def is_capturable(model: Network) -> bool:
     """Whether no step asks the host for anything: a recomputed dropout reads and sets the state of its generator."""
     drops = any(isinstance(module, nn.Dropout) for module in model.modules())
     return not (drops and any(isinstance(stage, Stage) and stage.segment for stage in model.stages))

@@ -1,30 +1,59 @@
-"""How does a run survive being killed at any moment?"""
+"""The checkpoint of a run: all that resuming needs, in one file that is there whole or not at all."""
 
 import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from preresnet.spec import UserError
+from preresnet.train.errors import NotWrittenError
 
 CHECKPOINT_FILE = "checkpoint.pt"
 
 
-def write_atomically(path: Path, write: Any) -> None:
-    """Call ``write(partial_path)``, then put the result in place: a reader sees the old file or the new one, whole."""
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call ``write(partial_path)``, then put the result in place: a reader sees the old file or the new one, whole.
+
+    Raises:
+        NotWrittenError: that failed; the file is what it was before.
+    """
     partial = path.with_name(path.name + ".partial")
-    write(partial)
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        write(partial)
+        with open(partial, "r+b") as file:  # Windows synchronises only what may be written
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise not_written(path, error) from error
+    except RuntimeError as error:
+        if "inline_container" not in str(error):  # torch's writer of files, for which a full disk is a RuntimeError
+            raise
+        raise not_written(path, error) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def not_written(path: Path, error: Exception) -> NotWrittenError:
+    """A failure to write, in words."""
+    reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+    with suppress(OSError):
+        reason += f"; {shutil.disk_usage(path.parent).free / 2**20:,.0f} MiB are free there"
+    return NotWrittenError(f"{path} could not be written ({reason})")
 
 
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
     """Everything that resuming needs: weights, statistics, momentum, random state, and the counters in ``progress``.
 
     Data order and augmentation are functions of seed and step, so they need no state.
+
+    Raises:
+        NotWrittenError: as `write_atomically`.
     """
     state = {
         "model": model.state_dict(),
@@ -40,7 +69,7 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     """Put back what `save` kept, and return ``progress``.
 
     Raises:
-        ValueError: the file is not a whole checkpoint of this network.
+        UserError: the file is not a whole checkpoint of this network.
     """
     path = folder / CHECKPOINT_FILE
     try:

@@ -1,26 +1,34 @@
-"""What does the folder of a run hold, and when may it be written?"""
+"""The folder of a run: what was asked for, what is in it, and who may write there."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from filelock import FileLock, Timeout
 
 import preresnet.device as devices
 from preresnet.fields import read_json
 from preresnet.paper.networks import network
 from preresnet.recipe import Precision, Recipe
 from preresnet.spec import MemoryPlan, NetSpec, UserError, from_json, to_json
+from preresnet.train.capture import Mechanism
+from preresnet.train.checkpoint import not_written, write_atomically
 
 RECIPE_FILE, NETWORK_FILE, RUN_FILE, RESULT_FILE = "recipe.json", "network.json", "run.json", "result.json"
 EVALUATION_FILE = (
     "evaluation.json"  # what `inference.full_report` found at the last step, as `evaluate --json` prints it
 )
 CURVE_FILE = "curve.png"
+LOCK_FILE, HOLDER_FILE = ".lock", ".holder.json"
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,7 @@ class Request:
         resume: continue the run in ``out`` if there is one.
         memory: a plan of `preresnet.model.memory`, or ``auto``: the one that computes least among those that fit.
         workers: processes that read image files; None chooses.
+        gpu: mechanisms of `preresnet.train.capture` that a run on a CUDA device uses; none by default.
         name: of the recipe, for records.
         command: that started the run, for records.
     """
@@ -48,6 +57,7 @@ class Request:
     resume: bool = False
     memory: Literal["auto"] | MemoryPlan = "auto"
     workers: int | None = None
+    gpu: tuple[Mechanism, ...] = ()
     name: str = ""
     command: str = ""
 
@@ -81,8 +91,8 @@ def check(request: Request, spec: NetSpec) -> None:
     out = request.out
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; give another --out")
-    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if found <= {RUN_FILE, NETWORK_FILE}:  # new, or killed before `claim` was done
+    found = {path.name for path in out.iterdir() if path.suffix != ".partial"} if out.is_dir() else set()
+    if found <= {RUN_FILE, NETWORK_FILE, LOCK_FILE, HOLDER_FILE}:  # new, or killed before `claim` was done
         return
     if RECIPE_FILE not in found:
         raise UserError(f"{out} is not empty and holds no run; give another --out")
@@ -98,17 +108,69 @@ def check(request: Request, spec: NetSpec) -> None:
         raise UserError(f"{out} holds another run ({'; '.join(changed)}); give the same values, or another --out")
 
 
+@contextmanager
+def hold(out: Path, wait_s: float = 0.0) -> Iterator[None]:
+    """Keep every other process from training in a folder, which is made; reading it is free to all.
+
+    The lock is the operating system's (flock): it ends with the process that holds it, however that dies. Whoever holds
+    it may hold it again.
+
+    Args:
+        out: folder of the run.
+        wait_s: how long to wait for another process.
+
+    Raises:
+        UserError: another process holds it, which is named; or nobody may write there.
+        NotWrittenError: the disk is full, say.
+    """
+    lock = FileLock((out / LOCK_FILE).resolve(), is_singleton=True)
+    holder = out / HOLDER_FILE
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=wait_s)
+    except Timeout:
+        raise UserError(f"{out} is in use: {_holder(holder)}. Wait for it, end it, or give another --out") from None
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise UserError(f"{out} cannot be written to ({error.strerror}); give another --out") from None
+    except OSError as error:
+        raise not_written(out, error) from error
+    try:
+        if lock.lock_counter == 1:
+            who = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            write_text(holder, json.dumps(who))
+        yield
+    finally:
+        if lock.lock_counter == 1:
+            holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _holder(file: Path) -> str:
+    try:
+        who = json.loads(file.read_text())
+        return f"process {who['pid']} on {who['host']} trains there since {who['since']}"
+    except (OSError, ValueError, KeyError):  # it has just begun, or ended
+        return "another process trains there"
+
+
 def claim(request: Request, spec: NetSpec, device: torch.device, precision: Precision) -> None:
-    """Make the folder and write down what the run is; the folder of a run that is resumed stays as it is."""
+    """Write down what the run is; the folder of a run that is resumed stays as it is."""
     out = request.out
     if (out / RECIPE_FILE).is_file():
         return
-    out.mkdir(parents=True, exist_ok=True)
     run = {"seed": request.seed, **provenance(request, device, precision)}
-    (out / RUN_FILE).write_text(json.dumps(run, indent=1) + "\n")
-    (out / NETWORK_FILE).write_text(to_json(spec) + "\n")
-    # Written last: a folder with a recipe is a run with all it needs to be resumed.
-    (out / RECIPE_FILE).write_text(to_json(request.recipe) + "\n")
+    # The recipe is written last: a folder with one is a run with all it needs to be resumed.
+    for file, text in (
+        (RUN_FILE, json.dumps(run, indent=1)),
+        (NETWORK_FILE, to_json(spec)),
+        (RECIPE_FILE, to_json(request.recipe)),
+    ):
+        write_text(out / file, text + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file of text, whole or not at all."""
+    write_atomically(path, lambda partial: partial.write_text(text))
 
 
 def provenance(request: Request, device: torch.device, precision: Precision) -> dict[str, Any]:
@@ -119,6 +181,7 @@ def provenance(request: Request, device: torch.device, precision: Precision) -> 
         "command": request.command,
         "name": request.name,
         "precision": precision,
+        "gpu": list(request.gpu),
         "device": devices.describe(device),
         "versions": {
             "preresnet": __version__,

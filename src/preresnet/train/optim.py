@@ -1,5 +1,7 @@
-"""Which update does a recipe ask for, and over which parameters?"""
+"""Optimisers of a recipe, and the weight update that they make of a batch."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -100,7 +102,8 @@ def update(
 ) -> tuple[Tensor, Tensor]:
     """One weight update; nothing here waits for the device.
 
-    With ``norm_batch`` below the batch, the batch passes in parts and the gradients add up to the mean over the batch.
+    With ``norm_batch`` below the batch, the batch passes in parts: gradients add up to the mean over the batch, and the
+    running statistics of the norms move once, towards the mean of those of the parts.
 
     Args:
         model: in training mode.
@@ -117,12 +120,52 @@ def update(
     dtype = next(model.parameters()).dtype
     size = norm_batch or len(y)
     loss_sum, wrong = torch.zeros((), device=x.device, dtype=dtype), torch.zeros((), device=x.device, dtype=torch.long)
-    for part, labels in zip(x.split(size), y.split(size), strict=True):
-        with autocast(x.device, precision):
-            output = model(part)
-        loss = nn.functional.cross_entropy(output.to(dtype), labels, reduction="sum") / len(y)
-        loss.backward()
-        loss_sum += loss.detach()
-        wrong += (output.detach().argmax(1) != labels).sum()
+    parts = list(zip(x.split(size), y.split(size), strict=True))
+    with _one_move_of_statistics(model, [len(labels) / len(y) for _, labels in parts]) as begin_part:
+        for number, (part, labels) in enumerate(parts):
+            begin_part(number)
+            with autocast(x.device, precision):
+                output = model(part)
+            loss = nn.functional.cross_entropy(output.to(dtype), labels, reduction="sum") / len(y)
+            loss.backward()
+            loss_sum += loss.detach()
+            wrong += (output.detach().argmax(1) != labels).sum()
     optimizer.step()
     return loss_sum, wrong
+
+
+@contextmanager
+def _one_move_of_statistics(model: nn.Module, shares: Sequence[float]) -> Iterator[Callable[[int], None]]:
+    """Let all parts of a batch together move running statistics as one: (1 - m) old + m (mean of the parts).
+
+    A norm moves at each part, r = (1 - a) r + a s. With w the share of the part and v that of the parts behind it,
+    a = m w / (1 - m v) composes to that; for n equal parts, a = (m / n) / (1 - (n - k) m / n) at the k-th.
+
+    Args:
+        model: its norms with running statistics are changed while this lasts.
+        shares: of the batch, of each part.
+
+    Yields:
+        A function to be called with the number of each part before it passes.
+    """
+    norms: list[Any] = [module for module in model.modules() if _moves_statistics(module)] if len(shares) > 1 else []
+    momenta: list[float] = [norm.momentum for norm in norms]
+
+    def begin_part(number: int) -> None:
+        share, behind = shares[number], sum(shares[number + 1 :])
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum * share / (1 - momentum * behind)
+
+    try:
+        yield begin_part
+        for norm in norms:
+            norm.num_batches_tracked.sub_(len(shares) - 1)  # it counts updates
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def _moves_statistics(module: Any) -> bool:
+    """Whether a module is a norm that keeps an exponential average: PyTorch's, or one of ours."""
+    names = ("running_mean", "momentum", "num_batches_tracked")
+    return module.training and all(getattr(module, name, None) is not None for name in names)

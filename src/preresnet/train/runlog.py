@@ -1,14 +1,15 @@
-"""What does a run leave behind as it goes: durable lines, TensorBoard events, and a terminal that shows it?"""
+"""What a run leaves behind as it goes: durable lines, TensorBoard events, and words in a terminal."""
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from preresnet.train.checkpoint import write_atomically
+from preresnet.train.checkpoint import not_written, write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -16,18 +17,25 @@ METRICS_FILE = "metrics.jsonl"
 class RunLog:
     """Writes each measurement to ``metrics.jsonl``, to TensorBoard and to the terminal.
 
-    The terminal shows a progress bar; where the output is not a terminal, it shows plain lines.
+    The terminal shows a progress bar; where the output is not a terminal, it shows plain lines. A terminal that is gone
+    does not end a run.
 
     Args:
         folder: of the run.
         steps: last step.
-        start: step that the run continues from; later lines of an interrupted run are dropped, because the steps they
-            speak of will be done again.
+        start: step that the run continues from.
+        num_lines: of an interrupted run that stand; what the others speak of will be done again. None: those up to
+            ``start``.
+
+    Attributes:
+        num_lines: written.
     """
 
-    def __init__(self, folder: Path, steps: int, start: int) -> None:
+    def __init__(self, folder: Path, steps: int, start: int, num_lines: int | None = None) -> None:
         self.path = folder / METRICS_FILE
-        kept = [line for line in read(folder) if line["step"] <= start]
+        found = read(folder)
+        kept = [line for line in found if line["step"] <= start] if num_lines is None else found[:num_lines]
+        self.num_lines = len(kept)
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomically(self.path, lambda path: path.write_text(text))
         self._file = open(self.path, "a", buffering=1)  # noqa: SIM115 - closed by `close`
@@ -49,27 +57,37 @@ class RunLog:
         self.steps = steps
 
     def write(self, step: int, **values: float | str) -> None:
-        """Record measurements of a step."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            if not isinstance(value, str):
-                self._events.add_scalar(name, value, step)
+        """Record measurements of a step.
+
+        Raises:
+            NotWrittenError: the disk is full, say.
+        """
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            for name, value in values.items():
+                if not isinstance(value, str):
+                    self._events.add_scalar(name, value, step)
+        except OSError as error:
+            raise not_written(self.path, error) from error
+        self.num_lines += 1
 
     def show(self, step: int, line: str) -> None:
         """Move the bar to a step; print a line where there is no bar."""
-        self._bar.update(self._task, completed=step, line=line)
-        if not self.console.is_terminal:
-            print(f"step {step}/{self.steps}  {line}", file=sys.stderr, flush=True)
+        with suppress(OSError):
+            self._bar.update(self._task, completed=step, line=line)
+            if not self.console.is_terminal:
+                print(f"step {step}/{self.steps}  {line}", file=sys.stderr, flush=True)
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
-        self.console.print(line, highlight=False, soft_wrap=True)
+        with suppress(OSError):
+            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def close(self) -> None:
-        """Flush and release everything."""
-        self._bar.stop()
-        self._events.close()
-        self._file.close()
+        """Flush and release everything; what cannot be written by now was refused before."""
+        for release in (self._bar.stop, self._events.close, self._file.close):
+            with suppress(OSError):
+                release()
 
 
 def read(folder: Path, file: str = METRICS_FILE) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""How is a run looked at while it trains, without changing it?
+"""Measurements of a network on the way of its training, which do not change it.
 
 A watch measures the network before the first step, then every so many steps, and after the last one, on images that
 never change, so that all that moves in the series is the network. What it measures is the caller's business; the lines
@@ -22,7 +22,7 @@ from torch import Tensor
 from preresnet.model.network import Network
 from preresnet.spec import UserError
 from preresnet.train import runlog
-from preresnet.train.checkpoint import write_atomically
+from preresnet.train.checkpoint import not_written, write_atomically
 
 WATCH_FILE = "probe.jsonl"
 SHARE = 0.03  # of a run's time, at most, with "auto"
@@ -110,8 +110,12 @@ class Watching:
         self._cost, self._measured = spent, step
         if measured is not None:
             self.count += 1
-            with open(self._path, "a") as file:
-                file.write(json.dumps({"step": step, "seconds": round(spent, 4), **measured}) + "\n")
+            line = json.dumps({"step": step, "seconds": round(spent, 4), **measured})
+            try:
+                with open(self._path, "a") as file:
+                    file.write(line + "\n")
+            except OSError as error:
+                raise not_written(self._path, error) from error
         return time.perf_counter() - begin
 
     def _due(self, step: int) -> bool:

@@ -1,0 +1,230 @@
+"""One run: everything that its loop needs, made once from a request, and what is done with it between two steps."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import preresnet.device as devices
+from preresnet import trained
+from preresnet.data import augment, sets
+from preresnet.data.files import ImageFiles
+from preresnet.data.loaders import Batches, fit, fixed_batch, training_batches
+from preresnet.data.sets import Images
+from preresnet.model import memory, weights
+from preresnet.model.network import Network, build
+from preresnet.recipe import Precision, Recipe
+from preresnet.spec import MemoryPlan, NetSpec
+from preresnet.train import checkpoint, folder
+from preresnet.train.capture import check_mechanisms, choose_passes
+from preresnet.train.errors import STOPPED, NotFiniteError
+from preresnet.train.optim import sgd
+from preresnet.train.progress import Meter, Progress, SinceLine
+from preresnet.train.runlog import RunLog
+
+
+@dataclass
+class Run:
+    """A run between two steps. `prepare` makes it, `open` takes its folder, and only then it may change anything.
+
+    Args:
+        request: what was asked for.
+        spec: of the network.
+        data: images to train and to evaluate on, where they are read.
+        normalisation: fitted to the training images, on the device.
+        device: that trains.
+        precision: resolved, not ``auto``.
+        plan: what the backward pass recomputes.
+        predicted_bytes: that a step takes at that plan.
+        model: on the device; its weights are those that the run starts from.
+        optimizer: over its parameters.
+        rank: which process of the run this is; 0 writes its folder.
+        world_size: processes of the run.
+
+    Attributes:
+        progress: how far it is.
+        meter: adds up what its steps measure.
+        saved_step: of the checkpoint in its folder; None: there is none.
+        log: of its folder, once it is open.
+    """
+
+    request: folder.Request
+    spec: NetSpec
+    data: sets.ImageSet
+    normalisation: augment.Normalisation
+    device: torch.device
+    precision: Precision
+    plan: MemoryPlan
+    predicted_bytes: int
+    model: Network
+    optimizer: torch.optim.Optimizer
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        self.train_images: Images | ImageFiles = self.data.train.to(self.device)
+        self.evaluation_images: Images | ImageFiles = self.data.evaluation.to(self.device)
+        self.progress = Progress()
+        self.meter = Meter(self.progress)
+        self.saved_step: int | None = None
+        self.log: RunLog
+
+    @property
+    def recipe(self) -> Recipe:
+        """What is done."""
+        return self.request.recipe
+
+    @property
+    def last_step(self) -> int:
+        """The step that ends the run."""
+        return self.recipe.schedule.steps
+
+    def due(self, every: int) -> bool:
+        """Whether something that is done every so many steps, and at the end, is to be done now."""
+        step = self.progress.step
+        return step % every == 0 or step == self.last_step
+
+    def owes_evaluation(self) -> bool:
+        """Whether an evaluation is due that was not done: it comes after the checkpoint, and may have failed there."""
+        done = self.progress.evaluations[-1]["step"] if self.progress.evaluations else 0
+        return self.progress.step > done and self.due(self.recipe.eval_every)
+
+    def batches(self) -> Batches:
+        """What training sees, as a function of the step."""
+        return training_batches(
+            self.train_images,
+            self.recipe.data,
+            self.normalisation,
+            self.recipe.global_batch,
+            self.request.seed,
+            self.recipe.small_steps,
+            self.request.workers,
+        )
+
+    def fixed_batch(self, count: int) -> tuple[Tensor, Tensor]:
+        """So many training images without augmentation, always the same."""
+        return fixed_batch(self.train_images, self.recipe.data, self.normalisation, count)
+
+    def open(self) -> None:
+        """Write down what the run is, or take up what its checkpoint holds, and begin its log.
+
+        Raises:
+            UserError: the checkpoint is damaged.
+            NotWrittenError: the disk is full, say.
+        """
+        out = self.request.out
+        folder.claim(self.request, self.spec, self.device, self.precision)
+        if (out / checkpoint.CHECKPOINT_FILE).is_file():
+            self.progress = Progress.from_dict(checkpoint.restore(out, self.model, self.optimizer))
+            self.meter = Meter(self.progress)
+            self.saved_step = self.progress.step
+        self.log = RunLog(out, self.last_step, self.progress.step, self.progress.num_lines)
+        self.log.say(self.data.words())
+        free = devices.free_bytes(self.device) / 2**30
+        self.log.say(f"memory plan {self.plan}: {self.predicted_bytes / 2**30:.2f} GiB predicted, {free:.1f} GiB free")
+
+    def write_line(self, lr: float) -> None:
+        """A line of the log: means over the steps since the line before.
+
+        Args:
+            lr: of the step just done.
+        """
+        self.meter.collect()
+        progress, step = self.progress, self.progress.step
+        line = progress.since_line.means(self.recipe.global_batch)
+        progress.since_line = SinceLine()
+        self.log.write(step, **line, lr=lr)
+        words = (
+            f"loss {line['loss']:.4f}  train error {line['train_error_pct']:.2f} %  "
+            f"{line['images_per_s']:.0f} images/s  data wait {line['data_wait_pct']:.1f} %"
+        )
+        if progress.evaluations:
+            words += f"  {progress.evaluations[-1]['split']} error {progress.evaluations[-1]['error_pct']:.2f} %"
+        self.log.show(step, words)
+
+    def save(self) -> None:
+        """Checkpoint and weights, as they are at this step.
+
+        Raises:
+            NotFiniteError: a loss or a weight is not finite; what was saved before stands.
+            NotWrittenError: the disk is full, say; the same.
+        """
+        self.meter.collect()
+        out, step = self.request.out, self.progress.step
+        if not all(bool(tensor.isfinite().all()) for tensor in self.model.parameters()):
+            raise NotFiniteError(f"a weight was infinite or not a number at step {step}; {STOPPED}")
+        self.progress.num_lines = self.log.num_lines
+        checkpoint.save(out, self.model, self.optimizer, self.progress.as_dict())
+        self.saved_step = step
+        kept = trained.metadata(self.recipe.data, self.data.classes, self.normalisation) | {"step": str(step)}
+        checkpoint.write_atomically(out / weights.WEIGHTS_FILE, lambda partial: weights.save(partial, self.model, kept))
+
+    def what_stands(self) -> str:
+        """Where a run that failed can be taken up again."""
+        if self.saved_step is None:
+            return f"There is no checkpoint in {self.request.out} yet"
+        return f"The checkpoint of step {self.saved_step} in {self.request.out} stands; --resume goes on from it"
+
+
+def prepare(request: folder.Request, rank: int = 0, world_size: int = 1) -> Run:
+    """Everything that a run needs, on its device; nothing is written.
+
+    Args:
+        request: what to train, and where.
+        rank: which process of the run this is.
+        world_size: processes of the run.
+
+    Raises:
+        UserError: bad input.
+    """
+    recipe = request.recipe
+    device = devices.choose(request.device)
+    check_mechanisms(request.gpu, device)
+    precision = devices.resolve(recipe.precision, device)
+    num_classes, in_channels = sets.shape(recipe.data, request.data_root)
+    known = trained.stored_classes(request.out) if request.resume else None
+    spec = folder.resolve_network(recipe, len(known or ()) or num_classes, in_channels)
+    folder.check(request, spec)
+    data = sets.load(recipe.data, request.data_root)
+    if known is not None:
+        data = trained.with_classes(data, known, request.data_root, whole=True)
+    plan, predicted_bytes = _plan(request, spec, device, precision, world_size)
+    torch.manual_seed(request.seed)
+    model = _initial_model(request, spec, device, plan)
+    return Run(
+        request,
+        spec,
+        data,
+        fit(data.train, recipe.data).to(device),
+        device,
+        precision,
+        plan,
+        predicted_bytes,
+        model,
+        sgd(model, recipe.optim),
+        rank,
+        world_size,
+    )
+
+
+def _initial_model(request: folder.Request, spec: NetSpec, device: torch.device, plan: MemoryPlan) -> Network:
+    """The network with the weights that a run starts from: those of its seed."""
+    model = build(spec, request.seed)
+    memory.set_plan(model, plan)
+    choose_passes(model, request.gpu, device)
+    return devices.place(model, device)
+
+
+def _plan(
+    request: folder.Request, spec: NetSpec, device: torch.device, precision: Precision, world_size: int
+) -> tuple[MemoryPlan, int]:
+    """The memory plan of a run, and the bytes that a step is predicted to take in each of its processes."""
+    recipe = request.recipe
+    size, batch = recipe.data.image_size, recipe.norm_batch or recipe.global_batch // world_size
+    fused = device.type == "cpu" or "compiled" in request.gpu
+    if request.memory == "auto":
+        plan, found = memory.choose(spec, size, batch, precision, devices.free_bytes(device), fused=fused)
+    else:
+        plan = request.memory
+        found = memory.predict(spec, size, batch, precision, plan, fused=fused)
+    return plan, found["peak_bytes"]
