@@ -275,9 +275,11 @@ def _differentiable(
     plain: Callable[..., Tensor], inputs: Sequence[Tensor | None], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
     """The gradients of a function that can be differentiated again; None where an input needs none."""
-    wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
-    found = iter(torch.autograd.grad(plain(*inputs), wanted, grad, create_graph=True))
-    return tuple(next(found) if tensor is not None and tensor.requires_grad else None for tensor in inputs)
+    # Where one input was made of another, its gradient must not be counted again as the other's: views stand for them.
+    given = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
+    wanted = [tensor for tensor in given if tensor is not None and tensor.requires_grad]
+    found = iter(torch.autograd.grad(plain(*given), wanted, grad, create_graph=True))
+    return tuple(next(found) if tensor is not None and tensor.requires_grad else None for tensor in given)
 
 
 def _has_tangent(*tensors: Tensor | None) -> bool:

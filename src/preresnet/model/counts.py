@@ -7,8 +7,9 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from preresnet.model.network import Head, Stem, set_fused
 from preresnet.model.preactivation import Norm
@@ -56,20 +57,22 @@ class Saved:
             yield
 
 
-class _Work(TorchDispatchMode):
-    """Counts the multiply-adds of convolutions and matrix products."""
+class _Work(TorchFunctionMode):
+    """Counts the multiply-adds of convolutions and classifiers, and keeps maps in channels_last.
+
+    Without memory, a convolution forgets its layout. (A mode of dispatch would load PyTorch's compiler.)
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.multiply_adds = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.convolution.default:
+        if func in (F.conv2d, F.linear):
             self.multiply_adds += result.numel() * args[1][0].numel()
-        elif func in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default):
-            self.multiply_adds += result.numel() * args[-2].shape[1]
-        return result
+        is_map = isinstance(result, Tensor) and result.ndim == 4
+        return result.contiguous(memory_format=torch.channels_last) if is_map else result
 
 
 @dataclass(frozen=True)
