@@ -70,7 +70,7 @@ def test_a_scale_is_read() -> None:
 
 def test_a_shortened_study_says_so() -> None:
     made = of_paper(study("table1"), ("resnet110-original",), Scale(steps=100, depth=20))
-    assert made.title == "Table 1: shortcuts, 110 layers (shortened: steps=100, depth=20)"
+    assert made.title == "Table 1: shortcuts, 20 layers (shortened: steps=100, depth=20)"
     assert made.rows[0].name == "cifar10-resnet20-original"
     assert "resnet20-original" in made.rows[0].label
 

@@ -12,10 +12,9 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 import tyro
-from rich.console import Console
 from tyro.conf import AvoidSubcommands, Positional, arg
 
-from preresnet import display
+from preresnet import display, terminal
 from preresnet.changes import PARTS, changed
 from preresnet.cli import options, probe, studies
 from preresnet.cli.options import PROGRAM, command_line, is_file, shown
@@ -138,11 +137,7 @@ class Train:
             command=command_line(),
         )
         result = series.train(request, self.probe_every)
-        Console(highlight=False, soft_wrap=True).print(
-            f"[bold]{result['split']} error {result['error_pct']:.2f} %[/] at the last step: "
-            f"{result['steps']:,} steps, {result['num_images']:,} {result['split']} images, "
-            f"trained at {result['images_per_s']:,.0f} images/s"
-        )
+        display.result(result)
         place = () if self.data_root is None else ("--data-root", self.data_root)
         print(f"run      {self.out}")
         print(f"picture  {self.out / 'curve.png'}")
@@ -292,7 +287,7 @@ class Bench:
 
         if self.out is not None and (self.out.exists() or self.out.with_suffix(".png").exists()):
             raise UserError(f"{self.out} or its picture already exists; give another --out")
-        words = Console(stderr=True, highlight=False)
+        words = terminal.console(stderr=True)
         found = bench.bench(
             self.name,
             self.batch,
@@ -342,6 +337,9 @@ def main(arguments: list[str] | None = None) -> int:
         The exit code: 0 done, 2 bad input, 1 a run that failed, 128 + n stopped by signal n.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal or a file cannot show is written as \xb1, not raised
+            stream.reconfigure(errors="backslashreplace")
     try:
         return _parse(arguments).run()
     except pydantic.ValidationError as error:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -208,7 +209,5 @@ def _count(module: nn.Module, shape: tuple[int, ...], step: Step, *, is_first: b
 
 def _recomputing(unit: ResidualUnit) -> int:
     """Convolutions right behind a norm."""
-    before: list[nn.Module] = [] if unit.shared else [unit.pre]
-    before += [layer for layer in unit.residual if not isinstance(layer, nn.Conv2d)]
-    ends_in_norm = not isinstance(unit.residual[-1], nn.Conv2d)
-    return sum(isinstance(layer, Norm) for layer in before) - ends_in_norm
+    layers = [nn.Identity() if unit.shared else unit.pre, *unit.residual]
+    return sum(isinstance(a, Norm) and type(b) is nn.Conv2d for a, b in pairwise(layers))

@@ -13,7 +13,7 @@ PRECISIONS = "float32", BFLOAT16
 
 def default_size(spec: NetSpec) -> int:
     """Height and width that the paper trains a network of this kind at."""
-    return IMAGENET_SIZE if spec.stem.activated else CIFAR_SIZE
+    return IMAGENET_SIZE if spec.stem.pooled else CIFAR_SIZE
 
 
 def describe(
