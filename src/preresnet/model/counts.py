@@ -72,8 +72,12 @@ class _Work(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if func in (F.conv2d, F.linear):
             self.multiply_adds += result.numel() * args[1][0].numel()
-        is_map = isinstance(result, Tensor) and result.ndim == 4
-        return result.contiguous(memory_format=torch.channels_last) if is_map else result
+        return tuple(map(_as_map, result)) if isinstance(result, tuple) else _as_map(result)
+
+
+def _as_map(result: Any) -> Any:
+    is_map = isinstance(result, Tensor) and result.ndim == 4
+    return result.contiguous(memory_format=torch.channels_last) if is_map else result
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,8 @@ class Counts:
 
     Args:
         parameters: of the part.
-        multiply_adds: of its convolutions and its classifier, for one image.
+        multiply_adds: of its convolutions and its classifier, for one image; of a step that recomputes, without those
+            of convolutions that do.
         output: shape of what leaves it, without the batch.
         kept: bytes of each tensor that autograd keeps for the backward pass, but what enters and leaves the part.
         keeps_input: whether what enters is kept.
