@@ -27,11 +27,15 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Measure a trained network: errors by class, confusion matrix, calibration.",
     ),
     "predict": ("runs", "Predict", "Say what a trained network sees in images: the five likeliest classes of each."),
-    "probe": ("probe", "ProbeCommand", "Measure how signal and gradient travel, and say whether a network will train."),
+    "probe": (
+        "probe",
+        "ProbeCommand",
+        "Measure how signal and gradient travel, and whether a network will train.",
+    ),
     "bench": ("networks", "Bench", "Measure speed and memory of a network beside other systems."),
-    "reproduce": ("studies", "Reproduce", "Make a table or figure of the paper again, with statistics and its claims."),
-    "sweep": ("studies", "Sweep", "Train a recipe with every combination of some values, several seeds each."),
-    "report": ("studies", "Report", "Write one HTML page about runs and studies, with its pictures."),
+    "reproduce": ("studies", "Reproduce", "Make a table or figure of the paper again, with seeds and statistics."),
+    "sweep": ("studies", "Sweep", "Train a recipe with every combination of some values."),
+    "report": ("studies", "Report", "Write one HTML page about runs and studies."),
 }
 
 

@@ -12,6 +12,7 @@ from preresnet.cli.options import command_line, is_file
 from preresnet.fields import UserError, to_json, with_fields
 from preresnet.paper.networks import network
 from preresnet.recipe import Precision
+from preresnet.spec import MemoryPlan
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Describe:
     input_size: int | None = None
     """Height and width of the input; by default 224 for an ImageNet network and 32 otherwise."""
     batch: int = 128
-    """Images of the training step whose memory is predicted."""
+    """Images of the training step whose memory is predicted, in the precision that auto means on this machine."""
     json: bool = False
     """Print JSON instead of a table; "spec" in it is the specification, which --network and this command take."""
 
@@ -56,9 +57,14 @@ class Describe:
             spec = network(self.name)
         given = {"num_classes": self.num_classes, "in_channels": self.in_channels}
         spec = with_fields(spec, **{name: value for name, value in given.items() if value is not None})
-        from preresnet.model.describe import describe  # torch: not for a name that does not exist
+        # These import torch, for which a name that does not exist need not wait.
+        from preresnet import device as devices
+        from preresnet.model.describe import describe
 
-        found = {"name": self.name, **describe(spec, self.input_size, self.batch), "spec": json.loads(to_json(spec))}
+        device = devices.choose("auto")
+        precision = devices.resolve("auto", device)
+        described = describe(spec, self.input_size, self.batch, precision, fused=device.type == "cpu")
+        found = {"name": self.name, **described, "spec": json.loads(to_json(spec))}
         if self.json:
             print(json.dumps(found, indent=1))
         else:
@@ -68,7 +74,10 @@ class Describe:
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure speed and memory of a network beside other systems, in one interleaved run."""
+    """Measure speed and memory of a network beside other systems.
+
+    All take turns in one run, so that what disturbs the machine disturbs all.
+    """
 
     name: Annotated[Positional[str], arg(metavar="NETWORK")]
     """A network by name."""
@@ -79,7 +88,7 @@ class Bench:
     ours in PyTorch's own operations; limit: ours with norms and ReLUs removed."""
     inference: bool = False
     """Measure answers instead of training steps."""
-    memory: tuple[Literal["plain", "recompute", "units", "sqrt"], ...] = ()
+    memory: tuple[MemoryPlan, ...] = ()
     """Memory plans of ours, a row each; plain alone by default."""
     gpu: tuple[Literal["compiled", "capture", "tensor-lr"], ...] = ()
     """On a CUDA device, a row of ours with each of these mechanisms of `preresnet train` (capture with tensor-lr), and

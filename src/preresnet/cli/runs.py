@@ -17,6 +17,7 @@ from preresnet.cli.options import command_line, shown
 from preresnet.fields import UserError, with_fields
 from preresnet.paper.recipes import recipe
 from preresnet.recipe import Precision, Recipe
+from preresnet.spec import MemoryPlan
 
 ANY_RECIPE = recipe("digits/resnet20-preact")  # what `train --help` shows; a named recipe brings its own values
 
@@ -40,7 +41,7 @@ class Train:
     """Processes that read image files; by default one for each core but one."""
     resume: bool = False
     """Continue the run in --out, or start it if there is none."""
-    memory: Literal["auto", "plain", "recompute", "units", "sqrt"] = "auto"
+    memory: Literal["auto", MemoryPlan] = "auto"
     """What the backward pass recomputes to save memory; results are the same. auto: the least that fits."""
     holdout: int | None = None
     """Train on all but N training images and evaluate on those, never on the test set (data.holdout)."""
@@ -103,7 +104,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a trained network: error, table by class, confusion matrix, calibration."""
+    """Measure a trained network: errors by class, confusion matrix, calibration."""
 
     run_or_weights: Annotated[Positional[Path], arg(metavar="RUN|WEIGHTS")]
     """A run folder or a .safetensors file."""
