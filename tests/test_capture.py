@@ -36,7 +36,7 @@ def test_on_a_cpu_a_step_is_the_update() -> None:
     ("mechanisms", "device", "words"),
     [
         (("compiled",), "cpu", "--gpu compiled is for CUDA devices, and this is cpu"),
-        (("capture",), "cuda", "add tensor-lr"),
+        (("capture",), "cuda", "give --gpu capture tensor-lr"),
         (("fast",), "cuda", "--gpu fast; there are compiled, capture, tensor-lr"),
     ],
 )

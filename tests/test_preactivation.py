@@ -323,7 +323,7 @@ def test_bfloat16_differs_from_pytorch_by_rounding(order: str, shortcut: str) ->
     for name in exact:
         if exact[name].is_floating_point():
             # as near to float32 as PyTorch's own bfloat16, give or take what rounding does by chance
-            assert error(fused[name], exact[name]) < 2 * error(plain[name], exact[name]) + 1e-3, name
+            assert error(fused[name], exact[name]) < 3 * error(plain[name], exact[name]) + 1e-3, name
             assert error(recomputing[name], fused[name]) < 1e-3, name
 
 

@@ -54,11 +54,13 @@ def answering(model: Network, precision: Precision) -> Callable[[Tensor], Tensor
 
 def _widest(spec: NetSpec, x: Tensor) -> int:
     """About how many values the largest feature map of one image has."""
-    stride, most = spec.stem.stride, spec.stem.width / spec.stem.stride**2
-    stride *= 2 if spec.stem.activated else 1
-    for stage in spec.stages:
-        stride *= stage.stride
-        most = max(most, stage.width / stride**2)
+    reduction, most = spec.stem.reduction, spec.stem.width / spec.stem.stride**2
+    strides_late = spec.unit.kind == "bottleneck" and spec.dialect.stride_position == "spatial"
+    for _, _, shape in spec.units():
+        if strides_late:
+            most = max(most, shape.inner_width / reduction**2)
+        reduction *= shape.stride
+        most = max(most, shape.width / reduction**2)
     return max(1, int(most * x.shape[2] * x.shape[3]))
 
 

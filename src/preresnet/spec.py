@@ -144,7 +144,7 @@ class UnitSpec:
         kind: ``basic`` (3x3, 3x3), ``bottleneck`` (1x1, 3x3, 1x1) or ``single`` (3x3; Table 3's 1-layer skip).
         order: where norms and ReLUs sit (Fig. 4).
         shortcut: how shortcut and residual are joined (Fig. 2).
-        bottleneck_ratio: unit width over inner width of a bottleneck.
+        bottleneck_ratio: unit width over inner width of a bottleneck, in stages that name no ratio of their own.
     """
 
     kind: UnitKind
@@ -169,19 +169,41 @@ class StemSpec:
         width: channels out of the stem's convolution.
         kernel: its kernel size.
         stride: its stride.
-        activated: BN, ReLU and a 3x3/2 max-pool follow, whatever the order, and the first unit then has no
-            pre-activation of its own (the authors' ImageNet stem; fb.resnet.torch calls that unit ``no_preact``).
+        activated: BN and ReLU follow, whatever the order, and the first unit then has no pre-activation of its own (the
+            authors' ImageNet stem; fb.resnet.torch calls that unit ``no_preact``). Otherwise as the order says.
+        pool: whether a 3x3/2 max-pool ends the stem; None where it is activated, and nowhere else. ``True`` without
+            ``activated`` pools the convolution as it is, and the first unit of a pre-activation network is
+            pre-activated (timm ``resnetv2_50``, Keras ``ResNet50V2``).
+        pool_padding: border of the max-pool. ``ignored``: one pixel on each side that no maximum can come from (minus
+            infinity; Torch 7, PyTorch). ``zero``: one pixel of zeros on each side (Keras ``ResNet50V2``). ``same``:
+            ignored too, but placed as ``Dialect.conv_padding`` of that name says (TensorFlow).
     """
 
     width: int = 16
     kernel: int = 3
     stride: int = 1
     activated: bool = False
+    pool: bool | None = None
+    pool_padding: Literal["ignored", "zero", "same"] = "ignored"
 
     def __post_init__(self) -> None:
         for name in ("width", "kernel", "stride"):
             require(getattr(self, name) >= 1, f"stem {name}={getattr(self, name)}; it must be 1 or more")
         require(self.kernel % 2 == 1, f"stem kernel={self.kernel}; it must be odd, so that its padding is symmetric")
+        require(
+            self.pooled or self.pool_padding == "ignored",
+            f"stem pool_padding={self.pool_padding!r}, but this stem does not pool; set pool=true or leave it out",
+        )
+
+    @property
+    def pooled(self) -> bool:
+        """Whether a max-pool ends the stem."""
+        return self.activated if self.pool is None else self.pool
+
+    @property
+    def reduction(self) -> int:
+        """Height of an image over height of what leaves the stem."""
+        return self.stride * (2 if self.pooled else 1)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -192,18 +214,23 @@ class StageSpec:
         num_units: residual units.
         width: channels of each unit's output.
         stride: of the stage's striding unit.
+        bottleneck_ratio: width over inner width of this stage's bottlenecks; None for that of `UnitSpec` (Keras'
+            ``cifar10_resnet.py`` version 2 has 4, 2, 2).
     """
 
     num_units: int
     width: int
     stride: int = 1
+    bottleneck_ratio: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_units", "width", "stride"):
-            require(getattr(self, name) >= 1, f"stage {name}={getattr(self, name)}; it must be 1 or more")
+        for name in ("num_units", "width", "stride", "bottleneck_ratio"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"stage {name}={value}; it must be 1 or more")
 
 
 BiasPosition = Literal["stem", "shortcut", "residual_inner", "residual_last"]
+ConvPadding = Literal["symmetric", "same"]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -218,10 +245,16 @@ class Dialect:
             branch ends in one, as fb.resnet.torch's ``resnet.lua`` (has one) and ``preresnet.lua`` (has none) do.
         shared_preactivation: units whose pre-activation feeds both branches. ``stage_first``: the first of each stage
             (the paper's appendix; fb.resnet.torch). ``channel_change``: only units that change channels
-            (resnet-1k-layers; pytorchcv, whose first 16-to-16 unit thus passes the raw stem on). ``never``.
+            (resnet-1k-layers; pytorchcv, whose first 16-to-16 unit thus passes the raw stem on; timm; Keras
+            ``ResNet50V2``). ``network_first``: the network's first unit alone (Keras' ``cifar10_resnet.py`` version 2,
+            which writes that activation behind the stem). ``never``.
         stride_position: convolution of a bottleneck that strides: ``first`` 1x1 (2015 paper, resnet-1k-layers) or
             the ``spatial`` 3x3 (fb.resnet.torch, timm, torchvision).
         strided_unit: unit of a stage that strides: ``first`` or ``last`` (Keras ``ResNet50V2``).
+        conv_padding: zeros around a strided convolution whose kernel is larger than 1. ``symmetric``: kernel // 2 on
+            each side. ``same``: TensorFlow's rule of that name, also in Keras: as few as give ceil(size / stride)
+            outputs, the odd one at the bottom or right. For a 3x3 of stride 2 that is none above and one below an even
+            size, and one on each side of an odd size, so that the two differ for even sizes alone.
         join_at_dimension_change: whether a scaled, gated or dropped shortcut is also used where dimensions change.
             The paper modifies all units; ``False`` keeps the plain shortcut of ``dimension_change`` there.
         last_activation: the extra pre-activation after the last addition (appendix). Some public code forgets it.
@@ -233,9 +266,10 @@ class Dialect:
 
     dimension_change: Literal["zero_pad", "projection"] = "zero_pad"
     projection_norm: Literal["as_residual", "always", "never"] = "as_residual"
-    shared_preactivation: Literal["stage_first", "channel_change", "never"] = "stage_first"
+    shared_preactivation: Literal["stage_first", "channel_change", "network_first", "never"] = "stage_first"
     stride_position: Literal["first", "spatial"] = "first"
     strided_unit: Literal["first", "last"] = "first"
+    conv_padding: ConvPadding = "symmetric"
     join_at_dimension_change: bool = True
     last_activation: bool = True
     conv_bias: tuple[BiasPosition, ...] = ()
@@ -297,10 +331,15 @@ class NetSpec:
         require(len(self.stages) > 0, "a network needs at least one stage; add a StageSpec to stages")
         require(self.in_channels >= 1, f"in_channels={self.in_channels}; it must be 1 or more")
         require(self.num_classes >= 1, f"num_classes={self.num_classes}; it must be 1 or more")
-        for stage in self.stages:
+        for number, stage in enumerate(self.stages):
             require(
-                self.unit.kind != "bottleneck" or stage.width % self.unit.bottleneck_ratio == 0,
-                f"stage width {stage.width} is not a multiple of bottleneck_ratio {self.unit.bottleneck_ratio}; "
+                stage.bottleneck_ratio is None or self.unit.kind == "bottleneck",
+                f"stages.{number} has bottleneck_ratio={stage.bottleneck_ratio}, but unit.kind={self.unit.kind!r} has "
+                "no bottleneck; leave the field out or use kind='bottleneck'",
+            )
+            require(
+                stage.width % self._ratio(stage) == 0,
+                f"stage width {stage.width} is not a multiple of bottleneck_ratio {self._ratio(stage)}; "
                 "the inner width would not be whole",
             )
         widths = [self.stem.width, *(stage.width for stage in self.stages)]
@@ -318,7 +357,6 @@ class NetSpec:
     def units(self) -> Iterator[tuple[int, int, UnitShape]]:
         """Every unit in order, as (stage, position in the stage, shape)."""
         in_width = self.stem.width
-        ratio = self.unit.bottleneck_ratio if self.unit.kind == "bottleneck" else 1
         for stage_index, stage in enumerate(self.stages):
             strided = 0 if self.dialect.strided_unit == "first" else stage.num_units - 1
             for index in range(stage.num_units):
@@ -328,6 +366,7 @@ class NetSpec:
                 shared = {
                     "stage_first": index == 0,
                     "channel_change": in_width != stage.width,
+                    "network_first": stage_index == index == 0,
                     "never": False,
                 }[self.dialect.shared_preactivation]
                 plain = changes_dimension and not self.dialect.join_at_dimension_change
@@ -337,7 +376,7 @@ class NetSpec:
                     UnitShape(
                         in_width=in_width,
                         width=stage.width,
-                        inner_width=stage.width // ratio,
+                        inner_width=stage.width // self._ratio(stage),
                         stride=stride,
                         pre="" if activated else self.unit.order.pre,
                         shared=shared,
@@ -345,3 +384,9 @@ class NetSpec:
                     ),
                 )
                 in_width = stage.width
+
+    def _ratio(self, stage: StageSpec) -> int:
+        """Width over inner width of a stage's units."""
+        if self.unit.kind != "bottleneck":
+            return 1
+        return self.unit.bottleneck_ratio if stage.bottleneck_ratio is None else stage.bottleneck_ratio

@@ -1,4 +1,4 @@
-"""How fast and how lean is a network beside other implementations of it, and beside its convolutions alone?
+"""Speed and memory of a network, measured beside other implementations of it and beside its convolutions alone.
 
 Every system lives in a process of its own, so that memory is its own too; rounds are interleaved, so that a noisy
 machine disturbs all alike; figures are medians of rounds. A step of training is a whole one as the trainer does it:

@@ -1,4 +1,4 @@
-"""What does one system do in a process of its own: build a network, take steps, say how long and how much memory?"""
+"""One system in a process of its own: it builds a network, takes steps, and says how long and how much memory."""
 
 import gc
 import math
@@ -24,7 +24,7 @@ from preresnet.train.capture import EAGER_STEPS, Mechanism, TrainingStep, own_st
 from preresnet.train.optim import set_lr, sgd
 
 ROUND_S = 0.3  # a system's share of a round lasts at least this long
-REST_S = 0.1  # until the threads of the system before have stopped waiting actively for more work
+REST_S = 0.1  # until the threads of the system before are asleep: after a step they spin for a while
 LR = 1e-3
 
 

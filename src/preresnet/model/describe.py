@@ -1,6 +1,7 @@
 """How many parameters, multiply-adds and bytes of memory does a network have, and what of it runs fused?"""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ IMAGENET_SIZE, CIFAR_SIZE = 224, 32
 
 def default_size(spec: NetSpec) -> int:
     """Height and width that the paper trains a network of this kind at."""
-    return IMAGENET_SIZE if spec.stem.activated else CIFAR_SIZE
+    return IMAGENET_SIZE if spec.stem.pooled else CIFAR_SIZE
 
 
 def describe(spec: NetSpec, size: int | None = None, batch: int = 128) -> dict[str, Any]:
@@ -97,10 +98,8 @@ def fused(model: Network) -> dict[str, int]:
     recomputing = 0
     for unit in model.modules():
         if isinstance(unit, ResidualUnit):
-            before = [unit.pre] if not unit.shared else []
-            before += [layer for layer in unit.residual if not isinstance(layer, nn.Conv2d)]
-            ends_in_norm = not isinstance(unit.residual[-1], nn.Conv2d)
-            recomputing += sum(isinstance(layer, Norm) for layer in before) - ends_in_norm
+            layers = [nn.Identity() if unit.shared else unit.pre, *unit.residual]
+            recomputing += sum(isinstance(a, Norm) and type(b) is nn.Conv2d for a, b in pairwise(layers))
     return {
         "norms": sum(isinstance(module, Norm) for module in model.modules()),
         "lone_relus": sum(isinstance(module, nn.ReLU) for module in model.modules()),

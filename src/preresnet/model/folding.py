@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from preresnet.kernels import onednn, passes
 from preresnet.model.network import Network, Stage
 from preresnet.model.preactivation import Norm, is_map
-from preresnet.model.shortcuts import Gate, IdentityJoin, Projection
+from preresnet.model.shortcuts import Gate, IdentityJoin, Projection, SameConv2d, same_border
 from preresnet.model.units import ResidualUnit
 
 
@@ -37,6 +37,7 @@ class FoldedConv(nn.Module):
             scale, shift = affine(norm)
             weight, bias = weight * scale.view(-1, 1, 1, 1), bias * scale + shift
             self.relu = norm.relu
+        self.same = isinstance(conv, SameConv2d)  # the border that it adds depends on what it gets
         self.settings: list[Any] = [list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups]
         self.weight = nn.Parameter(weight.to(dtype).contiguous(memory_format=torch.channels_last), requires_grad=False)
         self.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
@@ -48,6 +49,8 @@ class FoldedConv(nn.Module):
         In bfloat16, sums are float32 and the result is rounded once, behind the ReLU and the addition. Where oneDNN
         does not compute it (without AVX-512, mostly), a convolution in float32 of the same rounded operands does.
         """
+        if self.same:
+            x = F.pad(x, same_border(x.shape[2:], self.weight.shape[2], self.settings[0][0]))
         if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
             return self._composed(x, self.weight, self.bias, plus)
         # Of a map one pixel wide, oneDNN under torch 2.11 cannot tell the memory layout.

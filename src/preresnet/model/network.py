@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from preresnet.model.preactivation import Norm, activation, recomputed
-from preresnet.model.shortcuts import GatedJoin, IdentityJoin, conv
+from preresnet.model.shortcuts import GatedJoin, IdentityJoin, SameMaxPool2d, conv
 from preresnet.model.units import ResidualUnit
-from preresnet.spec import NetSpec, UserError
+from preresnet.spec import NetSpec, StemSpec, UserError
 
 
 class Stem(nn.Module):
@@ -18,14 +18,20 @@ class Stem(nn.Module):
     def __init__(self, spec: NetSpec) -> None:
         super().__init__()
         stem = spec.stem
-        bias = "stem" in spec.dialect.conv_bias
-        self.conv = conv(spec.in_channels, stem.width, stem.kernel, stem.stride, bias=bias)
+        bias, padding = "stem" in spec.dialect.conv_bias, spec.dialect.conv_padding
+        self.conv = conv(spec.in_channels, stem.width, stem.kernel, stem.stride, bias=bias, padding=padding)
         self.norm = activation("BR" if stem.activated else spec.unit.order.stem, stem.width, spec.dialect)
-        self.pool = nn.MaxPool2d(3, stride=2, padding=1) if stem.activated else nn.Identity()
+        self.pool = _pool(stem) if stem.pooled else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, in_channels, h, w) -> (n, stem width, h / s, w / s), s = 1 on CIFAR and 4 on ImageNet."""
+        """(n, in_channels, h, w) -> (n, stem width, ceil(h / s), ceil(w / s)), s as `StemSpec.reduction`."""
         return self.pool(self.norm(self.conv(x)))
+
+
+def _pool(stem: StemSpec) -> nn.Module:
+    if stem.pool_padding == "zero":
+        return nn.Sequential(nn.ZeroPad2d(1), nn.MaxPool2d(3, stride=2))
+    return SameMaxPool2d() if stem.pool_padding == "same" else nn.MaxPool2d(3, stride=2, padding=1)
 
 
 class Stage(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from preresnet.kernels import native
 from preresnet.model.folding import Affine, Classifier, FoldedConv, FoldedUnit
-from preresnet.model.shortcuts import IdentityJoin, Projection, ZeroPad
+from preresnet.model.shortcuts import IdentityJoin, Projection, ZeroPad, same_border
 
 WIDTH = 16  # channels are padded to a multiple of it: a vector of the widest processors, several of others
 CACHED = 256 << 10  # bytes of a convolution's weights, which each row of the result reads again
@@ -121,7 +121,7 @@ class _Builder:
         shortcut, plus_stride = plus if plus is not None else (None, 1)
         self.steps.append(
             _Step(
-                input=source.start,
+                input=source.start + _shift(conv, source),
                 plus=shortcut and shortcut.start,
                 out=out and out.start,
                 activated=activated and activated.start,
@@ -291,12 +291,22 @@ def _is_plain(conv: FoldedConv) -> bool:
     return (
         kernel in (1, 3)
         and stride == across
-        and padding == [kernel // 2] * 2
+        and (conv.same or padding == [kernel // 2] * 2)
         and dilation == [1, 1]
         and groups == 1
         and conv.weight.dtype == torch.float32
         and conv.weight.nbytes <= CACHED
     )
+
+
+def _shift(conv: FoldedConv, source: Map) -> int:
+    """Bytes from the first pixel of a map to where a convolution's first window has its middle."""
+    _, height, width, _ = source.pixels.shape
+    kernel, stride = conv.weight.shape[2], conv.settings[0][0]
+    if not conv.same:
+        return 0
+    left, _, top, _ = same_border((height - 2, width - 2), kernel, stride)
+    return ((kernel // 2 - top) * source.row + (kernel // 2 - left) * source.padded) * source.pixels.element_size()
 
 
 def _shape(conv: FoldedConv, source: Map) -> tuple[int, int, int, int]:

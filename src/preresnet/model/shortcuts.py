@@ -1,6 +1,7 @@
 """How are shortcut and residual joined (Fig. 2), and what carries a shortcut across a change of dimension?"""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,12 +11,49 @@ from torch import Tensor, nn
 from preresnet import spec
 from preresnet.kernels import passes
 from preresnet.model.preactivation import activation, add, alike, observed
-from preresnet.spec import Dialect, UnitShape
+from preresnet.spec import ConvPadding, Dialect, UnitShape
 
 
-def conv(in_width: int, width: int, kernel: int, stride: int = 1, *, bias: bool = False) -> nn.Conv2d:
+def conv(
+    in_width: int, width: int, kernel: int, stride: int = 1, *, bias: bool = False, padding: ConvPadding = "symmetric"
+) -> nn.Conv2d:
     """A convolution padded so that stride alone decides the output size: (h, w) -> (ceil(h/s), ceil(w/s))."""
+    if padding == "same" and stride > 1 and kernel > 1:
+        return SameConv2d(in_width, width, kernel, stride=stride, bias=bias)
     return nn.Conv2d(in_width, width, kernel, stride=stride, padding=kernel // 2, bias=bias)
+
+
+class SameConv2d(nn.Conv2d):
+    """A strided convolution that pads as TensorFlow's SAME does (`same_border`), by the size of what it gets."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(n, c_in, h, w) -> (n, c_out, ceil(h / stride), ceil(w / stride))."""
+        return super().forward(F.pad(input, same_border(input.shape[2:], self.kernel_size[0], self.stride[0])))
+
+
+class SameMaxPool2d(nn.Module):
+    """A 3x3/2 max-pool over a border as `SameConv2d` has it, which no maximum comes from."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) -> (n, c, ceil(h / 2), ceil(w / 2))."""
+        return F.max_pool2d(F.pad(x, same_border(x.shape[2:], 3, 2), value=-math.inf), 3, 2)
+
+
+def same_border(size: Sequence[int], kernel: int, stride: int) -> list[int]:
+    """What SAME adds to a map at its left, right, top and bottom: half each, an odd pixel at the right and bottom.
+
+    Source: TensorFlow's documentation of ``tf.nn.convolution``, ``padding="SAME"``.
+
+    Args:
+        size: (h, w) of the map.
+        kernel: of the operation that reads it.
+        stride: the same.
+    """
+    border: list[int] = []
+    for length in reversed(size):
+        total = max(kernel - (length % stride or stride), 0)
+        border += [total // 2, total - total // 2]
+    return border
 
 
 class ZeroPad(nn.Module):

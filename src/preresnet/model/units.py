@@ -77,7 +77,7 @@ def _residual(shape: UnitShape, unit: UnitSpec, dialect: Dialect) -> nn.Sequenti
         width = shape.width if number == last else shape.inner_width
         bias = ("residual_last" if number == last else "residual_inner") in dialect.conv_bias
         stride = shape.stride if number == striding else 1
-        layers[f"conv{number}"] = conv(in_width, width, kernel, stride, bias=bias)
+        layers[f"conv{number}"] = conv(in_width, width, kernel, stride, bias=bias, padding=dialect.conv_padding)
         pattern = unit.order.end if number == last else unit.order.between
         if pattern:
             layers[f"norm{number}"] = activation(pattern, width, dialect)
