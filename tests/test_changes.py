@@ -10,7 +10,7 @@ import pytest
 import preresnet
 from preresnet import spec
 from preresnet.changes import changed, field_names, in_proportion
-from preresnet.cli import entry, main
+from preresnet.cli import entry, main, studies
 from preresnet.fields import field_types, from_json, members, to_json
 from preresnet.paper.networks import network
 from preresnet.recipe import (
@@ -362,7 +362,7 @@ def test_the_table_of_data_sets_is_what_is_read() -> None:
     )
 
 
-def test_held_out_images_have_one_meaning_everywhere(tmp_path: Path) -> None:
+def test_held_out_images_have_one_meaning_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     from preresnet.paper.studies import study
 
     made = plan.of_paper(study("table2"), (), plan.parse_scale("steps=64", 5_000))
@@ -370,8 +370,11 @@ def test_held_out_images_have_one_meaning_everywhere(tmp_path: Path) -> None:
     assert "holdout=5000" in made.title
     assert all(read(*row.command[2:]) == row.recipe for row in made.rows)
     assert plan.of_paper(study("table2"), (), plan.parse_scale("", 7)).rows[0].recipe.data.holdout == 7
-    out = ["--dry-run", "--json", "--holdout", "100", "--device", "cpu"]
-    assert main(["sweep", DIGITS, "--vary", "lr=0.1", "--vary", "schedule.steps=4", *out]) == 0
+    asked: list[plan.Plan] = []
+    monkeypatch.setattr(studies, "_do", lambda made, given: (asked.append(made) or 0, None))
+    assert main(["sweep", DIGITS, "--vary", "lr=0.1,0.2", "--holdout", "100"]) == 0
+    assert main(["reproduce", "table2", "--holdout", "100"]) == 0
+    assert [{row.recipe.data.holdout for row in made.rows} for made in asked] == [{100}, {100}]
 
 
 def test_the_test_images_of_a_folder_are_not_needed_where_some_are_held_out(tmp_path: Path) -> None:
