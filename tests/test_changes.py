@@ -30,7 +30,7 @@ CIFAR, DIGITS, PHOTOS = "cifar10/resnet20-preact", "digits/resnet20-preact", "im
 
 def read(*arguments: str) -> Recipe:
     """The recipe that `preresnet train` would train."""
-    return entry._parse(["train", *arguments, "--out", "never"]).recipe
+    return entry.read_command(["train", *arguments, "--out", "never"]).recipe
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

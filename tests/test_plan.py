@@ -82,7 +82,7 @@ def test_rows_that_become_the_same_network_are_refused() -> None:
 
 
 def read_back(command: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    return entry._parse(shlex.split(command)[1:])
+    return entry.read_command(shlex.split(command)[1:])
 
 
 @pytest.mark.parametrize("scale", [None, Scale(steps=2_000, batch=64, depth=20), Scale(batch=32)])

@@ -22,7 +22,7 @@ from preresnet.cli import main
 from preresnet.data.loaders import TrainingBatches
 from preresnet.model import memory
 from preresnet.recipe import SGD, Milestones, Muon, OneCycle, Recipe
-from preresnet.spec import from_json, to_json
+from preresnet.spec import MEMORY_PLANS, MemoryPlan, from_json, to_json
 from preresnet.train import checkpoint, progress, runlog, trainer
 from preresnet.train.folder import Request
 from preresnet.train.optim import set_lr, sgd, update
@@ -424,8 +424,8 @@ def test_parts_of_a_batch_move_running_statistics_once(momentum: float, norm_bat
     assert norm.momentum == momentum
 
 
-@pytest.mark.parametrize("plan", memory.PLANS)
-def test_parts_move_the_statistics_of_a_network_once(plan: memory.Plan) -> None:
+@pytest.mark.parametrize("plan", MEMORY_PLANS)
+def test_parts_move_the_statistics_of_a_network_once(plan: MemoryPlan) -> None:
     """Its first norm sees what the stem makes of each part; a repetition in the backward pass moves nothing."""
     model = devices.place(preresnet.create_model("resnet8-preact", seed=0), torch.device("cpu"))
     memory.set_plan(model, plan)

@@ -105,7 +105,8 @@ def description(found: dict[str, Any]) -> None:
     training, fused = found["training"], found["fused"]
     memory = Table(
         "memory plan",
-        title=f"Predicted memory of a training step: batch {training['batch']}, bfloat16, with weights and optimiser",
+        title=f"Predicted memory of a training step: batch {training['batch']}, {training['precision']}, "
+        "with weights and optimiser",
     )
     memory.add_column("MiB", justify="right")
     for plan, peak in training["peak_bytes"].items():

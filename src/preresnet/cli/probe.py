@@ -14,7 +14,7 @@ from preresnet.recipe import DataName
 
 @dataclass(frozen=True)
 class ProbeCommand:
-    """Measure how signal and gradient travel through a network, and say whether it will train.
+    """Measure how signal and gradient travel, and whether a network will train.
 
     Norms use the statistics of the batch, as in training. Without --out, --json or --verdict, a table along depth.
     """

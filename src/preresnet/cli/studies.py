@@ -11,7 +11,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from preresnet import display, terminal
 from preresnet.cli.options import command_line, note, read_recipe, shown
-from preresnet.spec import UserError
+from preresnet.spec import MemoryPlan, UserError
 
 if TYPE_CHECKING:
     from preresnet.study.manifest import Manifest
@@ -22,7 +22,9 @@ StudyName = Literal["table1", "table2", "table3", "table4", "table5", "figure1",
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Make a table or figure of the paper again: all its rows and seeds, with statistics and the paper's claims.
+    """Make a table or figure of the paper again, with seeds and statistics.
+
+    All its rows are trained, and the paper's claims answered.
 
     The same command again continues: finished runs are kept, others resume.
     """
@@ -48,7 +50,7 @@ class Reproduce:
     """Runs at a time that share a device."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    memory: Literal["auto", "plain", "recompute", "units", "sqrt"] = "auto"
+    memory: Literal["auto", MemoryPlan] = "auto"
     """As in `preresnet train`."""
     probe_every: int | Literal["auto"] | None = None
     """As in `preresnet train`; heat maps of each row are in the report then."""
@@ -80,7 +82,7 @@ class Reproduce:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Train a recipe with every combination of some values of its fields, several seeds each.
+    """Train a recipe with every combination of some values.
 
     The same command again continues. Choose between settings on held-out images (--holdout 5000), not on the test set.
     """
@@ -104,7 +106,7 @@ class Sweep:
     """Runs at a time that share a device."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    memory: Literal["auto", "plain", "recompute", "units", "sqrt"] = "auto"
+    memory: Literal["auto", MemoryPlan] = "auto"
     """As in `preresnet train`."""
     probe_every: int | Literal["auto"] | None = None
     """As in `preresnet train`; heat maps of each row are in the report then."""
@@ -206,7 +208,10 @@ class _Bars:
 
 @dataclass(frozen=True)
 class Report:
-    """Write one HTML page about runs and studies, with its pictures as PNG and SVG beside it."""
+    """Write one HTML page about runs and studies.
+
+    Its pictures lie beside it, as PNG and SVG.
+    """
 
     folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR...")]
     """Folders of runs (`preresnet train`) and of studies (with study.json), all in one page."""

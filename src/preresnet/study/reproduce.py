@@ -9,9 +9,8 @@ from filelock import FileLock, Timeout
 
 import preresnet.device as devices
 from preresnet.data import sets
-from preresnet.model.memory import Plan as MemoryPlan
 from preresnet.propagation import series
-from preresnet.spec import UserError
+from preresnet.spec import MemoryPlan, UserError
 from preresnet.study import entries, executors, manifest
 from preresnet.study.manifest import Manifest
 from preresnet.study.plan import Plan, run_folder
