@@ -58,7 +58,7 @@ def test_lines_and_progress_show_names_as_they_are() -> None:
 
 def test_a_run_in_a_folder_with_brackets_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "[v2]" / "a$b$c"
-    given = ["--network", "resnet8-preact", "--schedule.steps", "2", "--schedule.milestones", "1"]
+    given = ["--network", "resnet8-preact", "--schedule.steps", "2"]
     given += ["--global-batch", "8", "--data.image-size", "8", "--precision", "float32"]
     assert main(["train", "digits/resnet20-preact", *given, "--out", str(out)]) == 0
     said = capsys.readouterr().out
