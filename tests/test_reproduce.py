@@ -26,7 +26,7 @@ from preresnet.data import cifar, sets
 from preresnet.spec import UserError
 from preresnet.study import executors
 from preresnet.study.plan import Plan
-from preresnet.study.reproduce import Settings, reproduce
+from preresnet.study.reproduce import Execution, reproduce
 from preresnet.study.runs import Job, Outcome, work
 from preresnet.study.sweep import of_sweep
 from preresnet.train import folder, trainer, watch
@@ -285,12 +285,12 @@ def plan(*rates: float, steps: int = 3) -> Plan:
 
 
 def test_a_study_that_another_command_works_at_is_refused(tmp_path: Path, here: None) -> None:
-    reproduce(plan(0.1, 0.2), 1, Settings(tmp_path / "study"))
+    reproduce(plan(0.1, 0.2), 1, Execution(tmp_path / "study"))
     with (
         FileLock(tmp_path / "study" / ".locks" / "study.lock"),
         pytest.raises(ValueError, match="another command works"),
     ):
-        reproduce(plan(0.1, 0.2), 1, Settings(tmp_path / "study"))
+        reproduce(plan(0.1, 0.2), 1, Execution(tmp_path / "study"))
 
 
 @contextmanager
@@ -318,7 +318,7 @@ def test_a_run_has_one_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("preresnet.study.runs.LOCK_WAIT_S", 0.1)
     out, jobs = tmp_path / "study", list[Job]()
     monkeypatch.setattr(executors, "local", lambda given, *_: jobs.extend(given) or 0)
-    reproduce(plan(0.1, 0.2), 1, Settings(out))
+    reproduce(plan(0.1, 0.2), 1, Execution(out))
     job = jobs[0]
     words = f"{job.request.out} is in use: process {os.getpid()} on "
     with held_elsewhere(job.request.out):
@@ -337,7 +337,7 @@ def test_a_folder_that_a_worker_cannot_see_is_named(
 ) -> None:
     jobs: list[Job] = []
     monkeypatch.setattr(executors, "local", lambda given, *_: jobs.extend(given) or 0)
-    reproduce(plan(0.1, 0.2), 1, Settings(tmp_path / "study"))
+    reproduce(plan(0.1, 0.2), 1, Execution(tmp_path / "study"))
     outcome = work(replace(jobs[0], study=tmp_path / "elsewhere"))
     assert outcome.status == "failed"
     assert "share" in outcome.message
@@ -346,11 +346,11 @@ def test_a_folder_that_a_worker_cannot_see_is_named(
 
 def test_what_lies_in_the_way_is_kept_and_named(tmp_path: Path, here: None) -> None:
     out = tmp_path / "study"
-    found = reproduce(plan(0.1, 0.2), 1, Settings(out))
+    found = reproduce(plan(0.1, 0.2), 1, Execution(out))
     assert found.rows[0].runs[0].status == "done"
     before = stamps(out / "schedule.lr=0.1" / "seed0")
     changed = plan(0.1, 0.2, steps=4)
-    found = reproduce(replace(changed, title=found.title), 1, Settings(out))
+    found = reproduce(replace(changed, title=found.title), 1, Execution(out))
     (run,) = found.rows[0].runs
     assert (run.status, run.error_pct) == ("failed", None)
     assert "holds another run" in run.message
@@ -358,7 +358,7 @@ def test_what_lies_in_the_way_is_kept_and_named(tmp_path: Path, here: None) -> N
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="not empty and holds no study"):
-        reproduce(plan(0.1, 0.2), 1, Settings(tmp_path / "thesis"))
+        reproduce(plan(0.1, 0.2), 1, Execution(tmp_path / "thesis"))
 
 
 def test_a_dry_run_lists_runs_and_their_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -426,11 +426,11 @@ def test_a_study_is_read_under_its_lock(tmp_path: Path, here: None, monkeypatch:
 
     def meanwhile(*given: Any) -> Any:
         monkeypatch.setattr(sets, "load", loaded)
-        reproduce(plan(0.3, 0.4), 1, Settings(out))
+        reproduce(plan(0.3, 0.4), 1, Execution(out))
         return loaded(*given)
 
     monkeypatch.setattr(sets, "load", meanwhile)
-    found = reproduce(plan(0.1, 0.2), 1, Settings(out))
+    found = reproduce(plan(0.1, 0.2), 1, Execution(out))
     assert sorted(row.label for row in found.rows) == [f"schedule.lr = {rate}" for rate in (0.1, 0.2, 0.3, 0.4)]
     assert statuses(out) == ["done"] * 4
 
