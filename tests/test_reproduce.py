@@ -1,5 +1,6 @@
 """Studies as a user does them: whole, killed, stopped, continued. No run is lost and none is done twice."""
 
+import errno
 import hashlib
 import json
 import os
@@ -30,6 +31,7 @@ from preresnet.study.reproduce import Execution, reproduce
 from preresnet.study.runs import Job, Outcome, work
 from preresnet.study.sweep import of_sweep
 from preresnet.train import folder, trainer, watch
+from preresnet.train.folder import Request
 
 DIGITS = "digits/resnet20-preact"
 TINY = ("network=resnet8-preact", "data.image_size=8", "global_batch=16", "precision=float32", "log_every=10")
@@ -188,6 +190,32 @@ def in_this_process(
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executors, "local", in_this_process)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """A run of a few steps in a study that has begun."""
+    (tmp_path / "study.json").write_text("{}")
+    recipe = preresnet.recipe("digits/resnet20-preact")
+    short = replace(recipe, schedule=replace(recipe.schedule, steps=2, warmup_steps=0), network="resnet8-preact")
+    return Job("row", Request(short, tmp_path / "row" / "seed0", device="cpu"), tmp_path)
+
+
+def test_a_run_is_done_though_its_diary_cannot_be_written(job: Job) -> None:
+    job.log.parent.write_text("no folder, as where a disk is full")
+    assert work(job).status == "done"
+
+
+def test_a_run_that_cannot_begin_says_which_file_could_not_be_written(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    outcome = work(job)
+    assert outcome.status == "failed"
+    assert "could not be written (No space left on device" in outcome.message
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from preresnet.model import memory
 from preresnet.model.describe import default_size
 from preresnet.paper.networks import network
 from preresnet.recipe import Precision
+from preresnet.signals import held_back
 from preresnet.spec import MemoryPlan, NetSpec, Order, UserError, from_json, to_json
 from preresnet.train.capture import Mechanism, check_mechanisms
 
@@ -125,7 +126,8 @@ def measure(work: Sequence[Setup], rounds: int, steps: int, report: Callable[[st
         for setup in work:
             here, there = context.Pipe()
             process = context.Process(target=serve, args=(there, setup), daemon=True)
-            process.start()
+            with held_back():
+                process.start()
             there.close()
             running.append((setup, here, process))
             answer = _ask(setup, here, process, report)

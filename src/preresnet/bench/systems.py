@@ -19,6 +19,7 @@ from preresnet import inference
 from preresnet.model import memory
 from preresnet.model.network import build, set_fused
 from preresnet.recipe import SGD, Precision
+from preresnet.signals import take_no_interrupts
 from preresnet.spec import MemoryPlan, NetSpec, from_json
 from preresnet.train.capture import EAGER_STEPS, Mechanism, TrainingStep, own_stream
 from preresnet.train.optim import build_optimizer, set_lr
@@ -84,6 +85,7 @@ def serve(pipe: Any, setup: Setup) -> None:
         pipe: a `multiprocessing.connection.Connection` to the parent.
         setup: what to run.
     """
+    take_no_interrupts()
     try:
         device = torch.device(setup.device)
         with own_stream(device) if "capture" in setup.gpu else nullcontext():

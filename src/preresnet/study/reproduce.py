@@ -1,5 +1,6 @@
 """A study is done, stopped and continued without losing or repeating a run."""
 
+import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from preresnet.study.plan import Plan, run_folder
 from preresnet.study.runs import Job, Outcome, kept, step
 from preresnet.train import folder
 from preresnet.train.capture import Mechanism, check_mechanisms
+from preresnet.train.checkpoint import not_written
 
 
 class InterruptedStudyError(Exception):
@@ -108,14 +110,19 @@ def reproduce(plan: Plan, seeds: int, execution: Execution, progress: Progress |
         # read here once: a missing file is bad input, and a download must not be done by several processes
         sets.load(recipe.data, execution.data_root)
     known = out / ".locks"
-    known.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(known / "study.lock", timeout=0):
-            # read under the lock: another command may have changed it since
-            found = entries.open_study(out, plan, range(seeds), execution.command)
-            return _do(plan, seeds, execution, found, out, progress)
+        known.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(known / "study.lock", timeout=0).acquire()
     except Timeout:
         raise UserError(f"another command works at {out}; end it first, or give another --out") from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise not_written(out, error) from error
+    with lock:
+        # read under the lock: another command may have changed it since
+        found = entries.open_study(out, plan, range(seeds), execution.command)
+        return _do(plan, seeds, execution, found, out, progress)
 
 
 def _jobs(plan: Plan, seeds: int, execution: Execution, out: Path) -> list[Job]:

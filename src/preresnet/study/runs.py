@@ -5,6 +5,7 @@ import os
 import platform
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -108,7 +109,6 @@ def work(job: Job) -> Outcome:
             "failed",
             message=f"{job.study} is not visible on {platform.node()}; give an --out that all machines share",
         )
-    job.log.parent.mkdir(exist_ok=True)
     try:
         with folder.hold(job.request.out, LOCK_WAIT_S):
             found = kept(job.request, job.crop)
@@ -117,7 +117,7 @@ def work(job: Job) -> Outcome:
                 found = _train(job)
                 _note(job, found.status + (f": {found.message}" if found.message else ""))
             return found
-    except UserError as error:
+    except (UserError, trainer.NotWrittenError) as error:
         return Outcome("failed", message=str(error))
 
 
@@ -138,7 +138,8 @@ def _train(job: Job) -> Outcome:
         _write_diverged(job.request, message)
         return Outcome("diverged", message=message)
     except Exception as error:  # whatever it is, the other runs go on
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
         words = str(error).strip().splitlines() or [type(error).__name__]
         known = isinstance(error, ValueError | OSError | trainer.NotWrittenError)
         return Outcome("failed", message=words[0] if known else f"{type(error).__name__}: {words[0]}")
@@ -160,5 +161,7 @@ def _write_diverged(request: folder.Request, message: str) -> None:
 
 
 def _note(job: Job, words: str) -> None:
-    with open(job.log, "a", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {platform.node()} process {os.getpid()}: {words}\n")
+    with suppress(OSError):  # a full disk decides nothing here: what became of the run is said all the same
+        job.log.parent.mkdir(exist_ok=True)
+        with open(job.log, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {platform.node()} process {os.getpid()}: {words}\n")
