@@ -28,7 +28,7 @@ from preresnet.spec import UserError
 from preresnet.study import executors
 from preresnet.study.plan import Plan
 from preresnet.study.reproduce import Execution, reproduce
-from preresnet.study.runs import Job, Outcome, work
+from preresnet.study.runs import Job, Outcome, kept, work
 from preresnet.study.sweep import of_sweep
 from preresnet.train import folder, trainer, watch
 from preresnet.train.folder import Request
@@ -199,6 +199,23 @@ def job(tmp_path: Path) -> Job:
     recipe = preresnet.recipe("digits/resnet20-preact")
     short = replace(recipe, schedule=replace(recipe.schedule, steps=2, warmup_steps=0), network="resnet8-preact")
     return Job("row", Request(short, tmp_path / "row" / "seed0", device="cpu"), tmp_path)
+
+
+def test_a_run_that_the_first_version_finished_is_kept(job: Job) -> None:
+    assert work(job).status == "done"
+    file = job.request.out / "result.json"
+    found = json.loads(file.read_text())
+    for name in ("pool", "pool_padding"):  # the first version knew none of these
+        del found["network"]["stem"][name]
+    for stage in found["network"]["stages"]:
+        del stage["bottleneck_ratio"]
+    del found["network"]["dialect"]["conv_padding"], found["recipe"]["optim"]["kind"]
+    found["recipe"]["optim"]["orthogonal_scale"] = 0.0
+    file.write_text(json.dumps(found))
+    assert kept(job.request) == Outcome("done", found["error_pct"], top5_error_pct=found["top5_error_pct"])
+    found["network"]["unit"]["order"]["after_add"] = "R"
+    file.write_text(json.dumps(found))
+    assert kept(job.request) is None
 
 
 def test_a_run_is_done_though_its_diary_cannot_be_written(job: Job) -> None:

@@ -14,7 +14,7 @@ import preresnet.device as devices
 from preresnet.data import sets
 from preresnet.propagation import series
 from preresnet.recipe import Recipe
-from preresnet.spec import UserError, from_json, to_json
+from preresnet.spec import NetSpec, UserError, from_json, to_json
 from preresnet.study.manifest import DIVERGED_FILE, STUDY_FILE
 from preresnet.train import folder, runlog, trainer
 from preresnet.train.checkpoint import write_atomically
@@ -84,8 +84,11 @@ def kept(request: folder.Request, crop: int | None = None) -> Outcome | None:
             continue
         found = json.loads(path.read_text())
         num_classes, in_channels = sets.shape(request.recipe.data, request.data_root)
-        spec = json.loads(to_json(folder.resolve_network(request.recipe, num_classes, in_channels)))
-        same = from_json(Recipe, json.dumps(found["recipe"])) == request.recipe and found["network"] == spec
+        # read, not compared as text: an earlier version wrote fewer fields
+        same = from_json(Recipe, json.dumps(found["recipe"])) == request.recipe
+        same &= from_json(NetSpec, json.dumps(found["network"])) == folder.resolve_network(
+            request.recipe, num_classes, in_channels
+        )
         if same and found["seed"] == request.seed:
             if file == DIVERGED_FILE:
                 return Outcome("diverged", message=found["message"])
