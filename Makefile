@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 LOWEST := .venv-lowest
 
 # What must come out the same on every machine.
-NUMERICS := $(addprefix tests/test_,native.py preactivation.py folding.py golden.py units.py memory.py inference.py)
+NUMERICS := $(wildcard $(addprefix tests/test_,native.py operations.py preactivation.py folding.py golden.py units.py memory.py inference.py))
 FEW := $(addprefix tests/test_,folding.py golden.py inference.py)
 
 .PHONY: demo test test-portable test-portable-short without-compiler lowest sanitize lint types docs bench clean

@@ -10,6 +10,8 @@ from preresnet import inference
 from preresnet.paper.networks import network
 from preresnet.paper.recipes import recipe
 from preresnet.spec import to_json
+from preresnet.study import manifest
+from preresnet.study.manifest import Answer, Difference, Manifest, Printed, RowEntry, RunEntry, Statistics
 
 DIGITS = tuple("0123456789")
 
@@ -95,20 +97,15 @@ def make_run(
 
 
 def make_study(folder: Path, scale: dict[str, int] | None = None) -> Path:
-    """Part of Table 1: three seeds, one seed whose paper's number is "fail", a run that failed, one unfinished."""
+    """Part of Table 1: three seeds, one seed whose paper's number is "fail", a run that diverged, one unfinished."""
     names = "resnet110-original", "resnet110-original-conv1x1", "resnet110-original-dropout-0.5", "resnet110-plain"
     labels = "original, Fig. 2(a)", "1x1 convolution & <shortcut>", "dropout 0.5, Fig. 2(f)", "plain network"
     errors: list[list[float | None]] = [[7.0, 6.0, 9.0], [12.0], [25.0, None], [None]]
-    printed = [
-        {"error_pct": 6.61, "fail": False, "spread": ""},
-        {"error_pct": 12.22, "fail": False, "spread": "12.3 ± 0.1"},
-        {"error_pct": None, "fail": True, "spread": ""},
-        {"error_pct": None, "fail": True, "spread": ""},
-    ]
+    printed = [Printed(6.61), Printed(12.22, spread="12.3 ± 0.1"), Printed(None, fail=True), Printed(None, fail=True)]
     statistics = [
-        {"n": 3, "errors": [7, 6, 9], "median": 7.0, "mean": 7.33, "std": 1.53, "interval": [6, 9], "failed": 0},
-        {"n": 1, "errors": [12], "median": 12.0, "mean": 12.0, "std": None, "interval": None, "failed": 0},
-        {"n": 2, "errors": [25], "median": None, "mean": None, "std": None, "interval": None, "failed": 2},
+        Statistics(3, (7.0, 6.0, 9.0), 7.0, 7.33, 1.53, (6.0, 9.0), failed=None if scale else 0),
+        Statistics(1, (12.0,), 12.0, 12.0, failed=None if scale else 0),
+        Statistics(2, (25.0,), None, None, diverged=1, failed=None if scale else 2),
         None,
     ]
     rows = []
@@ -117,44 +114,29 @@ def make_study(folder: Path, scale: dict[str, int] | None = None) -> Path:
         for seed, error in enumerate(found):
             place = f"cifar10-{name}/seed{seed}"
             make_run(folder / place, seed, f"cifar10/{name}", error)
-            failed = error is None and seed == 1
-            status = "failed" if failed else "running" if error is None else "done"
-            message = "the loss was nan at step 401; the run stopped" if failed else ""
-            runs.append({"seed": seed, "folder": place, "status": status, "error_pct": error, "message": message})
-        rows.append(
-            {
-                "row": f"cifar10-{name}",
-                "label": label,
-                "recipe": f"cifar10/{name}",
-                "network": name,
-                "data": "cifar10",
-                "paper": paper,
-                "runs": runs,
-                "statistics": numbers,
-            }
-        )
-    a, b = rows[1]["row"], rows[0]["row"]
-    content = {
-        "study": "table1",
-        "title": "Table 1: shortcut connections",
-        "scale": scale,
-        "command": "preresnet reproduce table1 --out runs/table1",
-        "rows": rows,
-        "differences": [
-            {"a": a, "b": b, "difference": -0.5, "interval": [-1.0, 0.25], "p": None, "n": [1, 3]},
-            {"a": rows[2]["row"], "b": b, "difference": None, "interval": None, "p": 0.1, "n": [2, 3]},
-        ],
-        "claims": [
-            {
-                "text": "A 1x1 convolution on the shortcut hurts",
-                "source": "Section 3, Table 1",
-                "better": b,
-                "worse": a,
-                "kind": "lower error",
-                "answer": "not enough runs",
-                "evidence": "Median 7.00 % of 3 against 12.00 % of 1.",
-            }
-        ],
-    }
-    (folder / "study.json").write_text(json.dumps(content))
+            status = "done" if error is not None else "diverged" if seed == 1 else "running"
+            message = "the loss was nan at step 401; the run stopped" if status == "diverged" else ""
+            runs.append(RunEntry(seed, place, status, error, message=message))
+        rows.append(RowEntry(f"cifar10-{name}", label, f"cifar10/{name}", name, "cifar10", paper, tuple(runs), numbers))
+    a, b = rows[1].row, rows[0].row
+    study = Manifest(
+        "table1",
+        "Table 1: shortcut connections",
+        "preresnet reproduce table1 --out runs/table1",
+        tuple(rows),
+        scale,
+        (Difference(a, b, -0.5, (1, 3), (-1.0, 0.25)), Difference(rows[2].row, b, None, (2, 3), p=0.1)),
+        (
+            Answer(
+                "A 1x1 convolution on the shortcut hurts",
+                "Section 3, Table 1",
+                "not enough runs",
+                "Median 7.00 % of 3 against 12.00 % of 1.",
+                b,
+                a,
+                "lower error",
+            ),
+        ),
+    )
+    manifest.write(folder, study)
     return folder

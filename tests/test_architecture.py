@@ -14,7 +14,7 @@ LAYERS = [
     {"recipe"},
     {"changes"},
     {"paper"},
-    {"pictures"},
+    {"pictures", "terminal"},
     {"kernels", "signals"},
     {"model", "data", "device"},
     {"inference"},

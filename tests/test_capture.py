@@ -9,7 +9,7 @@ import preresnet
 from preresnet.bench import measure
 from preresnet.cli import main
 from preresnet.model import memory
-from preresnet.spec import UserError
+from preresnet.spec import MemoryPlan, UserError
 from preresnet.train.capture import Mechanism, TrainingStep, check_mechanisms, is_capturable
 from preresnet.train.optim import set_lr, sgd, update
 
@@ -36,7 +36,7 @@ def test_on_a_cpu_a_step_is_the_update() -> None:
     ("mechanisms", "device", "words"),
     [
         (("compiled",), "cpu", "--gpu compiled is for CUDA devices, and this is cpu"),
-        (("capture",), "cuda", "add tensor-lr"),
+        (("capture",), "cuda", "give --gpu capture tensor-lr"),
         (("fast",), "cuda", "--gpu fast; there are compiled, capture, tensor-lr"),
     ],
 )
@@ -105,7 +105,7 @@ def test_on_a_gpu_the_bench_has_a_row_for_each_and_for_all() -> None:
         ("resnet8-preact", "units", True),
     ],
 )
-def test_a_dropout_that_is_recomputed_asks_the_host(name: str, plan: memory.Plan, capturable: bool) -> None:
+def test_a_dropout_that_is_recomputed_asks_the_host(name: str, plan: MemoryPlan, capturable: bool) -> None:
     model = preresnet.create_model(name, seed=0)
     memory.set_plan(model, plan)
     assert is_capturable(model) == capturable

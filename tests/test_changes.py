@@ -10,7 +10,7 @@ import pytest
 import preresnet
 from preresnet import spec
 from preresnet.changes import changed, field_names, in_proportion
-from preresnet.cli import entry, main
+from preresnet.cli import entry, main, studies
 from preresnet.fields import field_types, from_json, members, to_json
 from preresnet.paper.networks import network
 from preresnet.recipe import (
@@ -30,7 +30,7 @@ CIFAR, DIGITS, PHOTOS = "cifar10/resnet20-preact", "digits/resnet20-preact", "im
 
 def read(*arguments: str) -> Recipe:
     """The recipe that `preresnet train` would train."""
-    return entry._parse(["train", *arguments, "--out", "never"]).recipe
+    return entry.read_command(["train", *arguments, "--out", "never"]).recipe
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -242,6 +242,7 @@ def test_a_wrong_option_is_one_line_in_our_words(
         ({"base": CIFAR, "precision": "half"}, "precision: 'half' given; it must be 'auto', 'float32' or 'bfloat16'"),
         ({"base": CIFAR, "shoe_size": 44}, "shoe_size: there is no such field"),
         ({"base": 3}, "base=3; it must be the name of a recipe"),
+        ({"base": CIFAR, "where.what": 1}, "where.what: there is no such field"),
         ([], "[] given; it must be an object with fields"),
     ],
 )
@@ -361,7 +362,7 @@ def test_the_table_of_data_sets_is_what_is_read() -> None:
     )
 
 
-def test_held_out_images_have_one_meaning_everywhere(tmp_path: Path) -> None:
+def test_held_out_images_have_one_meaning_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     from preresnet.paper.studies import study
 
     made = plan.of_paper(study("table2"), (), plan.parse_scale("steps=64", 5_000))
@@ -369,8 +370,27 @@ def test_held_out_images_have_one_meaning_everywhere(tmp_path: Path) -> None:
     assert "holdout=5000" in made.title
     assert all(read(*row.command[2:]) == row.recipe for row in made.rows)
     assert plan.of_paper(study("table2"), (), plan.parse_scale("", 7)).rows[0].recipe.data.holdout == 7
-    out = ["--dry-run", "--json", "--holdout", "100", "--device", "cpu"]
-    assert main(["sweep", DIGITS, "--vary", "lr=0.1", "--vary", "schedule.steps=4", *out]) == 0
+    asked: list[plan.Plan] = []
+    monkeypatch.setattr(studies, "_do", lambda made, given: (asked.append(made) or 0, None))
+    assert main(["sweep", DIGITS, "--vary", "lr=0.1,0.2", "--holdout", "100"]) == 0
+    assert main(["reproduce", "table2", "--holdout", "100"]) == 0
+    assert [{row.recipe.data.holdout for row in made.rows} for made in asked] == [{100}, {100}]
+
+
+def test_the_test_images_of_a_folder_are_not_needed_where_some_are_held_out(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from preresnet.data import sets
+
+    for name in ("ant", "bee"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (40, 40), (40 * number, 0, 0)).save(tmp_path / "train" / name / f"{number}.png")
+    spec = ImagesInFiles(name="folder", holdout=2)
+    found = sets.load(spec, tmp_path)
+    assert (len(found.train), len(found.evaluation), found.split) == (4, 2, "holdout")
+    with pytest.raises(ValueError, match="val is not there"):
+        sets.load(replace(spec, holdout=0), tmp_path)
 
 
 def test_every_field_of_every_kind_has_a_name() -> None:

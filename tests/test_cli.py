@@ -1,3 +1,4 @@
+import importlib
 import json
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preresnet.cli import main
+from preresnet.cli import entry, main, networks
 
 TINY = [
     *("--network", "resnet8-preact", "--data.image-size", "8", "--precision", "float32", "--global-batch", "16"),
@@ -36,14 +37,60 @@ def test_the_module_is_the_command() -> None:
     assert done.stdout.strip() == "0.1.0"
 
 
-def test_listing_does_not_need_torch() -> None:
-    code = (
-        "import sys; from preresnet.cli import main; main(['list', 'recipes', '--json']); print('torch' in sys.modules)"
+@pytest.mark.parametrize(
+    ("arguments", "code", "heavy"),
+    [
+        (["--help"], 0, ("torch", "tyro", "rich")),
+        (["trian"], 2, ("torch", "tyro", "rich")),
+        (["list", "recipes", "--json"], 0, ("torch",)),
+        (["describe", "resnet164-preakt"], 2, ("torch",)),
+        (["train", "cifar10/resnet110-preac", "--out", "never"], 2, ("torch",)),
+        (["bench", "--help"], 0, ("torch",)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_needs_no_network_is_answered_without_torch(
+    arguments: list[str], code: int, heavy: tuple[str, ...]
+) -> None:
+    script = (
+        "import sys; from preresnet.cli import main\n"
+        f"try: code = main({arguments})\n"
+        "except SystemExit as exit: code = exit.code or 0\n"
+        f"print(code, [name for name in {heavy} if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    names = {entry["name"] for entry in json.loads(done.stdout.splitlines()[0])}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == f"{code} []", done.stderr
+
+
+def test_help_says_of_each_command_what_the_command_says() -> None:
+    for module, kind, words in entry.COMMANDS.values():
+        told = getattr(importlib.import_module(f"preresnet.cli.{module}"), kind).__doc__
+        assert told.splitlines()[0] == words
+
+
+def test_our_own_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for error in (ValueError("ours"), OSError(28, "No space left on device"), FileNotFoundError(2, "gone", "/ours")):
+
+        def fail(self: networks.List, error: Exception = error) -> int:
+            raise error
+
+        monkeypatch.setattr(networks.List, "run", fail)
+        with pytest.raises(type(error)):
+            call("list", "models")
+
+
+def test_a_path_that_cannot_be_used_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert call("train", "digits/resnet20-preact", "--out", str(tmp_path / "file" / "run"), *TINY) == 2
+    assert call("bench", "resnet8-preact", "--batch", "2", "--out", str(tmp_path / "file" / "b.json")) == 2
+    said = capsys.readouterr().err
+    assert said.count(str(tmp_path / "file")) == 2
+
+
+def test_lists_have_the_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("list", "recipes", "--json") == 0
+    names = {entry["name"] for entry in json.loads(capsys.readouterr().out)}
     assert {"cifar10/resnet110-preact", "cifar10/resnet20-preact-quick", "digits/resnet20-preact"} <= names
-    assert done.stdout.splitlines()[1] == "False"
 
 
 def test_lists_as_tables_cut_nothing(capsys: pytest.CaptureFixture[str]) -> None:

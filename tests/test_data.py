@@ -205,12 +205,12 @@ def test_channel_normalisation_has_mean_0_and_std_1() -> None:
 def test_crops_and_mirrors_are_what_was_drawn() -> None:
     spec = ImagesInMemory(name="cifar10", pad=2)
     x = torch.randn(20, 6, 6, 3)
-    choices = augment.draw(20, spec, torch.Generator().manual_seed(3))
+    choices = augment.random_choices(20, spec, torch.Generator().manual_seed(3))
     assert choices.mirrored.any()
     assert not choices.mirrored.all()
     assert choices.top.max() == 4
     assert choices.left.min() == 0
-    found = augment.apply(x, choices, spec.pad)
+    found = augment.crop_and_mirror(x, choices, spec.pad)
     for number in range(20):
         padded = torch.zeros(10, 10, 3)
         padded[2:8, 2:8] = x[number]

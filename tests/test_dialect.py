@@ -19,13 +19,14 @@ from preresnet import inference
 from preresnet.cli import main
 from preresnet.kernels import native
 from preresnet.model import folding, memory, program
+from preresnet.model.counts import Saved
 from preresnet.model.describe import describe
 from preresnet.model.network import Network, Stem, build, meta
 from preresnet.model.shortcuts import same_border
 from preresnet.model.units import ResidualUnit
 from preresnet.paper import peers
 from preresnet.paper.networks import network, network_names
-from preresnet.spec import Dialect, NetSpec, StemSpec, UserError, from_json, to_json
+from preresnet.spec import MEMORY_PLANS, Dialect, MemoryPlan, NetSpec, StemSpec, UserError, from_json, to_json
 
 RAW = StemSpec(width=8, kernel=7, stride=2, pool=True)
 
@@ -249,7 +250,7 @@ def test_few_images_are_one_call(name: str, size: tuple[int, int]) -> None:
 
 @every_spec
 def test_every_memory_plan_gives_the_same(name: str) -> None:
-    def step(plan: memory.Plan) -> dict[str, Tensor]:
+    def step(plan: MemoryPlan) -> dict[str, Tensor]:
         model = used(name).float()
         memory.set_plan(model, plan)
         x = images(4, 24, 23).float().contiguous(memory_format=torch.channels_last)
@@ -259,7 +260,7 @@ def test_every_memory_plan_gives_the_same(name: str) -> None:
         return {"loss": loss.detach(), **gradients, **dict(model.named_buffers())}
 
     expected = step("plain")
-    for plan in memory.PLANS[1:]:
+    for plan in MEMORY_PLANS[1:]:
         found = step(plan)
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], expected[key]) for key in expected), plan
@@ -270,7 +271,7 @@ def test_what_is_saved_is_what_was_predicted(name: str) -> None:
     model, x = used(name).float(), images(8, 32, 32).float().contiguous(memory_format=torch.channels_last)
     for plan in ("plain", "recompute"):
         memory.set_plan(model, plan)
-        saved = memory.Saved(model)
+        saved = Saved(model)
         with saved.counting():
             model(x)
         assert saved.bytes == pytest.approx(memory.predict(model.spec, 32, 8, "float32", plan)["saved_bytes"], rel=0.05)

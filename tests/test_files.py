@@ -23,7 +23,7 @@ from preresnet.paper.networks import network
 from preresnet.paper.studies import study
 from preresnet.recipe import DATA_SETS, ImagesInFiles, ImagesInMemory, Milestones, Recipe
 from preresnet.spec import Dialect, UserError
-from preresnet.study import entries, plan
+from preresnet.study import entries, manifest, plan
 from preresnet.study.plan import run_folder
 from preresnet.study.reproduce import Settings, reproduce
 from preresnet.train import trainer
@@ -513,14 +513,14 @@ def test_table_5_is_run_and_its_first_two_rows_test_one_run(
     settings = Settings(out, data_root=photos)
     waiting = entries.open_study(out, replace(made, rows=rows), [0], "")
     out.mkdir()
-    entries.write(out, waiting)
+    manifest.write(out, waiting)
     trainer.train(Request(rows[0].recipe, run_folder(out, rows[0], 0), data_root=photos, workers=0))
     found = reproduce(replace(made, rows=rows), 1, settings)  # nothing is left to be trained
     result = json.loads((out / "imagenet-resnet18-original" / "seed0" / "result.json").read_text())
-    at_224, at_320 = found["rows"]
-    assert at_320["runs"][0]["error_pct"] == result["error_pct"]
-    assert at_224["runs"][0]["error_pct"] == result["other_crops"]["224"]["error_pct"]
-    assert [row["paper"]["top5_error_pct"] for row in found["rows"]] == [6.7, 5.5]
+    at_224, at_320 = found.rows
+    assert at_320.runs[0].error_pct == result["error_pct"]
+    assert at_224.runs[0].error_pct == result["other_crops"]["224"]["error_pct"]
+    assert [row.paper and row.paper.top5_error_pct for row in found.rows] == [6.7, 5.5]
     display.study(found)
     said = capsys.readouterr().out
     assert "21.30 (top-5 5.50)" in said

@@ -6,6 +6,7 @@ from torch import nn
 
 import preresnet
 from preresnet.model.network import initialise
+from preresnet.model.preactivation import Norm
 from preresnet.model.shortcuts import Gate
 
 
@@ -53,7 +54,7 @@ def test_he_initialisation(name: str) -> None:
             assert module.weight.abs().max() <= bound
             assert module.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
             assert module.bias.abs().max() == 0
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, Norm):
             assert module.weight.eq(1).all()
             assert module.bias.eq(0).all()
 

@@ -5,6 +5,7 @@ import json
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 import preresnet
 from preresnet import device as devices
 from preresnet.cli import main
-from preresnet.model import memory
+from preresnet.model import counts, memory
+from preresnet.model.counts import Saved
 from preresnet.model.describe import describe
 from preresnet.model.network import Network, build
 from preresnet.model.preactivation import Norm
 from preresnet.paper.networks import network
-from preresnet.spec import NetSpec
+from preresnet.spec import MEMORY_PLANS, MemoryPlan, NetSpec, UnitShape
 
 NETWORKS = [
     "resnet20-preact",
@@ -35,7 +37,7 @@ def spec_of(name: str) -> NetSpec:
     return network(name, num_classes=5)
 
 
-def step(name: str, plan: memory.Plan, dtype: torch.dtype, *, autocast: bool = False) -> dict[str, Tensor]:
+def step(name: str, plan: MemoryPlan, dtype: torch.dtype, *, autocast: bool = False) -> dict[str, Tensor]:
     """Loss, gradients and buffers after one training step."""
     model = build(spec_of(name), 0).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     memory.set_plan(model, plan)
@@ -49,8 +51,8 @@ def step(name: str, plan: memory.Plan, dtype: torch.dtype, *, autocast: bool = F
     return {"loss": loss.detach(), **grads, **dict(model.named_buffers())}
 
 
-@pytest.mark.parametrize(("name", "plan"), [(n, p) for n, p in product(NETWORKS, memory.PLANS) if p != "plain"])
-def test_a_plan_changes_no_bit(name: str, plan: memory.Plan) -> None:
+@pytest.mark.parametrize(("name", "plan"), [(n, p) for n, p in product(NETWORKS, MEMORY_PLANS) if p != "plain"])
+def test_a_plan_changes_no_bit(name: str, plan: MemoryPlan) -> None:
     for autocast in (False, True):
         expected = step(name, "plain", torch.float32, autocast=autocast)
         found = step(name, plan, torch.float32, autocast=autocast)
@@ -66,7 +68,7 @@ def test_an_unknown_plan_is_refused() -> None:
 
 
 def saved_bytes(model: Network, x: Tensor) -> int:
-    saved = memory.Saved(model)
+    saved = Saved(model)
     with torch.autocast("cpu", torch.bfloat16), saved.counting():
         model(x)
     return saved.bytes
@@ -94,17 +96,57 @@ def test_what_is_saved_is_what_was_predicted(name: str) -> None:
 def test_square_root_segments_make_1001_layers_small() -> None:
     spec = network("resnet1001-preact")
     peaks = describe(spec, batch=128)["training"]["peak_bytes"]
-    assert list(peaks) == list(memory.PLANS)
+    assert list(peaks) == list(MEMORY_PLANS)
     assert peaks["recompute"] < 0.55 * peaks["plain"]
     assert peaks["sqrt"] < 0.1 * peaks["plain"]
 
 
 def test_the_cheapest_plan_that_fits_is_chosen() -> None:
     spec = network("resnet56-preact")
-    peaks = {plan: memory.predict(spec, 32, 64, "bfloat16", plan)["peak_bytes"] for plan in memory.PLANS}
+    peaks = {plan: memory.predict(spec, 32, 64, "bfloat16", plan)["peak_bytes"] for plan in MEMORY_PLANS}
     for plan, peak in peaks.items():
         assert memory.choose(spec, 32, 64, "bfloat16", peak)[0] == plan
     assert memory.choose(spec, 32, 64, "bfloat16", 0)[0] == "sqrt"
+
+
+def test_like_units_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[UnitShape] = []
+
+    class Counted(counts.ResidualUnit):
+        def __init__(self, shape: UnitShape, *others: Any) -> None:
+            super().__init__(shape, *others)
+            built.append(shape)
+
+    monkeypatch.setattr(counts, "ResidualUnit", Counted)
+    counts._count_like_units.cache_clear()
+    spec = network("resnet164-preact")
+    found = describe(spec)
+    assert len(set(built)) == 6  # of each stage, the first and the others
+    assert len(built) == 6 * 4  # in two precisions, and as each memory plan trains them
+    assert [part["units"] for part in found["parts"]] == [None, 18, 18, 18, None]
+    describe(network("resnet1001-preact"))
+    assert len(built) == 6 * 4
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_describe_predicts_in_the_precision_of_this_machine(
+    precision: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(devices, "computes_bfloat16", lambda device: precision == "bfloat16")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["describe", "resnet20-preact", "--json"]) == 0
+    training = json.loads(capsys.readouterr().out)["training"]
+    assert training["precision"] == precision
+    expected = memory.predict(network("resnet20-preact"), 32, 128, precision, "plain")["peak_bytes"]
+    assert training["peak_bytes"]["plain"] == expected
+    assert main(["describe", "resnet20-preact"]) == 0
+    assert f"batch 128, {precision}, with" in " ".join(capsys.readouterr().out.split())
+
+
+def test_without_passes_more_is_kept() -> None:
+    spec = network("resnet20-preact")
+    fused, plain = (memory.predict(spec, 32, 64, "float32", "plain", fused=fused) for fused in (True, False))
+    assert plain["saved_bytes"] > 1.2 * fused["saved_bytes"]
 
 
 def test_every_norm_of_a_network_is_counted() -> None:

@@ -216,7 +216,7 @@ print(*[str(w.message) for w in caught if "fused CPU kernels" in str(w.message)]
 @pytest.mark.parametrize(("cxx", "why"), [("/nowhere/c++", "No such file"), ("g++ 'a", "No closing quotation")])
 def test_it_is_said_why_there_is_no_library(cxx: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", cxx)
-    assert why in native._loaded.__wrapped__()
+    assert why in str(native._loaded.__wrapped__())
 
 
 @needs_compiler

@@ -70,7 +70,7 @@ def test_a_scale_is_read() -> None:
 
 def test_a_shortened_study_says_so() -> None:
     made = of_paper(study("table1"), ("resnet110-original",), Scale(steps=100, depth=20))
-    assert made.title == "Table 1: shortcuts, 110 layers (shortened: steps=100, depth=20)"
+    assert made.title == "Table 1: shortcuts, 20 layers (shortened: steps=100, depth=20)"
     assert made.rows[0].name == "cifar10-resnet20-original"
     assert "resnet20-original" in made.rows[0].label
 
@@ -82,7 +82,7 @@ def test_rows_that_become_the_same_network_are_refused() -> None:
 
 
 def read_back(command: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    return entry._parse(shlex.split(command)[1:])
+    return entry.read_command(shlex.split(command)[1:])
 
 
 @pytest.mark.parametrize("scale", [None, Scale(steps=2_000, batch=64, depth=20), Scale(batch=32)])

@@ -1,29 +1,51 @@
-"""README's results are those of the records. ``python tests/test_records.py --write`` makes them anew."""
+"""Tables of results are those of the records. ``python tests/test_records.py --write`` makes them anew."""
 
 import json
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from preresnet.study import records
-from preresnet.study.runs import DIVERGED_FILE
+from preresnet.study.manifest import DIVERGED_FILE, Manifest, RowEntry, RunEntry, Status
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
+RECORDS = ROOT / "records"
 
 
-def block(text: str) -> tuple[int, int]:
-    """Where the generated part of README starts and ends."""
-    return text.index(records.START) + len(records.START), text.index(records.END)
+PAGES: dict[Path, tuple[str, str, Callable[[Path], str]]] = {
+    RECORDS / "README.md": (records.START, records.END, records.results),
+    ROOT / "README.md": (records.SHORT_START, records.SHORT_END, records.short_results),
+}
 
 
-def test_the_results_in_the_readme_are_the_records() -> None:
-    text = README.read_text()
-    start, end = block(text)
+def split(page: Path) -> tuple[str, str, str] | None:
+    """A page before, in and after its generated part; None where it has none."""
+    text, (start, end, _) = page.read_text(), PAGES[page]
+    if start not in text:
+        return None
+    before, rest = text.split(start)
+    inside, after = rest.split(end)
+    return before + start, inside, end + after
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_the_results_in_a_page_are_the_records(page: Path) -> None:
+    parts = split(page)
+    if parts is None:
+        assert page.parent == ROOT, "records/README.md has lost its markers"
+        pytest.skip("README has no generated part")
     words = "python tests/test_records.py --write makes them agree"
-    assert text[start:end].strip() == records.results(ROOT / "records").strip(), words
+    assert parts[1].strip() == PAGES[page][2](RECORDS).strip(), words
+
+
+def test_links_of_the_records_page_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)", (RECORDS / "README.md").read_text())
+    assert len(links) > 40
+    assert [link for link in links if not (RECORDS / link).exists()] == []
 
 
 def test_every_record_of_a_run_holds_what_repeats_it() -> None:
@@ -73,23 +95,21 @@ def test_full_and_shortened_results_are_apart(tmp_path: Path, known: dict[str, A
     assert rows[0][1:4] == ["fail", "1 of 1 diverged", "1"]
     assert rows[1][1:5] == ["6.37", "median 6.40 (6.40 ± 0.10)", "3", "64,000"]
     assert rows[2][1:3] == ["", "7.00"]  # another recipe than the paper's: nothing printed belongs beside it
-    assert "records/table2/cifar10-resnet110-preact/seed2.json" in rows[1][-1]
+    assert "(table2/cifar10-resnet110-preact/seed2.json)" in rows[1][-1]
     assert "| table2: `cifar10/resnet110-preact` | steps 2000, batch 64 | 30.00 | 1 |" in shortened
     assert "6.37" not in shortened
 
 
 def test_records_are_copied_once(tmp_path: Path) -> None:
     out, place = tmp_path / "study", tmp_path / "records"
-    runs = []
-    for seed, (status, file) in enumerate(
-        [("done", "result.json"), ("failed", DIVERGED_FILE), ("failed", ""), ("waiting", "")]
-    ):
-        folder = out / "a" / f"seed{seed}"
-        folder.mkdir(parents=True)
+    statuses: tuple[Status, ...] = ("done", "diverged", "failed", "waiting")
+    runs = tuple(RunEntry(seed, f"a/seed{seed}", status) for seed, status in enumerate(statuses))
+    for run, file in zip(runs, ("result.json", DIVERGED_FILE, "", ""), strict=True):
+        (out / run.folder).mkdir(parents=True)
         if file:
-            (folder / file).write_text(f'{{"seed": {seed}}}')
-        runs.append({"seed": seed, "folder": f"a/seed{seed}", "status": status})
-    found = {"study": "table1", "scale": {"steps": 10, "depth": 20}, "rows": [{"row": "a", "runs": runs}]}
+            (out / run.folder / file).write_text(f'{{"seed": {run.seed}}}')
+    row = RowEntry("a", "a", "cifar10/a", "a", "cifar10", None, runs)
+    found = Manifest("table1", "Table 1", "", (row,), {"steps": 10, "depth": 20})
     folder = place / "table1-scaled-steps10-depth20" / "a"
     written = [folder / "seed0.json", folder / "seed1.json"]
     assert records.keep(out, found, place) == (written, [])
@@ -99,7 +119,20 @@ def test_records_are_copied_once(tmp_path: Path) -> None:
     assert written[0].read_text() == "another result"
 
 
+def test_the_short_table_counts_the_papers_rows(tmp_path: Path, known: dict[str, Any]) -> None:
+    preact = of_network(known, "resnet110-preact")
+    put(tmp_path, known, "table2/cifar10-resnet110-preact/seed0.json", **preact, error_pct=6.4)
+    put(tmp_path, known, "table1-scaled-steps2000/cifar10-resnet110-plain/seed0.json", **preact, error_pct=88.0)
+    put(tmp_path, known, "own/mine/seed0.json", **preact, error_pct=7.0)
+    found = records.short_results(tmp_path / "records")
+    assert "| `cifar10/resnet110-preact` | 6.37 | 6.40 | 1 |" in found
+    assert "| Table 1: shortcuts, 110 layers | 16 | 0 | 1 |" in found
+    assert "| Table 2: orders of activation | 10 | 1 | 0 |" in found
+    assert "88.00" not in found
+
+
 if __name__ == "__main__" and "--write" in sys.argv:
-    text = README.read_text()
-    start, end = block(text)
-    README.write_text(text[:start] + "\n" + records.results(ROOT / "records") + text[end:])
+    for page, (_, _, made) in PAGES.items():
+        parts = split(page)
+        if parts is not None:
+            page.write_text(f"{parts[0]}\n{made(RECORDS)}{parts[2]}")

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -11,11 +12,13 @@ from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
+from report_folders import answers as answered
 from report_folders import make_run, make_study, probed_line
 
 from preresnet.cli import main
 from preresnet.pictures import answers, heatmaps
 from preresnet.report import drawings, gather, page
+from preresnet.study import manifest
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -166,6 +169,8 @@ def test_scaled_errors_stand_apart_from_the_papers_and_are_called_scaled(whole: 
     assert rows[0] == ["", "Here, scaled", "Paper"]
     assert rows[1][-1] == "full length"
     cells = {row[0]: row[1:] for row in rows[2:]}
+    # no column of the paper's "fail": its limit is for runs of full length
+    assert rows[1][1:-1] == ["median", "mean ± std", "n", "95 % interval", "diverged", "every seed"]
     assert cells["original, Fig. 2(a)resnet110-original, cifar10"] == [
         *("7.00", "7.33 ± 1.53", "3", "6.00 to 9.00", "0 of 3", "7.00, 6.00, 9.00", "6.61"),
     ]
@@ -173,9 +178,19 @@ def test_scaled_errors_stand_apart_from_the_papers_and_are_called_scaled(whole: 
         *("12.00", "12.00", "1", "-", "0 of 1", "12.00", "12.2212.3 ± 0.1"),
     ]
     fails = cells["dropout 0.5, Fig. 2(f)resnet110-original-dropout-0.5, cifar10"]
-    assert fails == ["not finite", "-", "2", "-", "2 of 2", "25.00, failed", "fail (above 20 %)"]
+    assert fails == ["diverged", "-", "2", "-", "1 of 2", "25.00, diverged", "fail (above 20 %)"]
     plain = cells["plain networkresnet110-plain, cifar10"]
     assert plain == ["-", "-", "0", "-", "-", "not finished", "fail (above 20 %)"]
+
+
+def test_fail_is_counted_at_full_length_alone(tmp_path: Path) -> None:
+    page.write([make_study(tmp_path / "study")])
+    rows = Page(tmp_path / "study" / "report.html").table("Failed: above 20 %, or diverged")
+    assert rows[1][1:-1] == ["median", "mean ± std", "n", "95 % interval", "failed", "diverged", "every seed"]
+    cells = {row[0].split(",")[0]: row[1:] for row in rows[2:]}
+    assert cells["original"][4:6] == ["0 of 3", "0 of 3"]
+    assert cells["dropout 0.5"][4:6] == ["2 of 2", "1 of 2"]
+    assert cells["plain networkresnet110-plain"][4:6] == ["-", "-"]
 
 
 def test_claims_and_differences_are_told_with_their_evidence(whole: Path) -> None:
@@ -190,10 +205,10 @@ def test_claims_and_differences_are_told_with_their_evidence(whole: Path) -> Non
 
 def test_failed_and_unfinished_runs_are_listed_as_such(whole: Path) -> None:
     found = Page(whole)
-    assert "7 runs in all, 800 steps each: 5 finished, 1 failed, 1 not finished." in found.source
+    assert "7 runs in all, 800 steps each: 5 finished, 1 diverged, 1 not finished." in found.source
     states = {(row[0], row[1]): row[2:5] for row in found.table("Every run, finished or not")[1:]}
-    failed = states["dropout 0.5, Fig. 2(f)", "1"]
-    assert failed == ["failedthe loss was nan at step 401; the run stopped", "-", "400 of 64,000"]
+    diverged = states["dropout 0.5, Fig. 2(f)", "1"]
+    assert diverged == ["divergedthe loss was nan at step 401; the run stopped", "-", "400 of 64,000"]
     assert states["plain network", "0"] == ["not finished", "-", "400 of 64,000"]
     assert states["original, Fig. 2(a)", "2"] == ["finished", "9.00", "800"]
     assert "preresnet reproduce table1 --out runs/table1" in found.source
@@ -275,9 +290,8 @@ def test_a_run_without_an_evaluation_says_how_to_get_one(whole: Path) -> None:
 def test_single_runs_of_one_recipe_are_seeds_of_one_row(whole: Path) -> None:
     tables = Page(whole).tables
     cells = {row[0]: row[1:] for row in next(one for one in tables if one[-1][0] == "resnet20-preact, cifar10")}
-    assert cells["resnet20-preact, digits"] == ["5.50", "5.50 ± 0.71", "2", "-", "0 of 2", "5.00, 6.00"]
-    # "fail" is a word of the tables on CIFAR-10
-    assert cells["resnet110-preact, cifar100"] == ["30.00", "30.00", "1", "-", "0 of 1", "30.00"]
+    assert cells["resnet20-preact, digits"] == ["5.50", "5.50 ± 0.71", "2", "-", "5.00, 6.00"]
+    assert cells["resnet110-preact, cifar100"] == ["30.00", "30.00", "1", "-", "30.00"]
 
 
 def test_a_paper_row_trained_alone_stands_beside_the_papers_number_and_names_what_was_changed(tmp_path: Path) -> None:
@@ -298,7 +312,7 @@ def test_each_network_is_drawn_beside_the_original_of_its_depth(tmp_path: Path) 
     names = "resnet110-original", "resnet164-original", "resnet164-preact", "resnet110-preact-1layer", "resnet110-plain"
     runs = [make_run(tmp_path / name, 0, f"cifar10/{name}", 9.0) for name in names]
     (study,) = gather.gather(runs)
-    beside = {row.network: other.network if (other := study.beside(row)) else None for row in study.rows}
+    beside = {row.entry.network: other.entry.network if (other := study.beside(row)) else None for row in study.rows}
     assert beside == {
         "resnet110-original": None,
         "resnet164-original": None,
@@ -316,7 +330,7 @@ def test_a_sweep_is_drawn_beside_its_first_row(tmp_path: Path) -> None:
         content = json.loads((runs[1] / name).read_text())
         (runs[1] / name).write_text(json.dumps(recipe if name == "recipe.json" else content | {"recipe": recipe}))
     (study,) = gather.gather(runs)
-    assert [row.label for row in study.rows] == [
+    assert [row.entry.label for row in study.rows] == [
         "resnet20-preact, digits, digits/resnet20-preact",
         "resnet20-preact, digits, schedule.lr 0.4 instead of 0.2",
     ]
@@ -381,6 +395,19 @@ def test_bad_folders_are_one_clear_error(tmp_path: Path, capsys: pytest.CaptureF
         (tmp_path / name / "study.json").write_text(content)
     shutil.copytree(tmp_path / "runs" / "one", tmp_path / "broken")
     shutil.copytree(tmp_path / "runs" / "one", tmp_path / "other")
+    for name, file, content in (
+        ("mark", "result.json", '{"seed": 0}'),
+        ("latin", "result.json", b'{"name": "caf\xe9"}'),
+        ("seedless", "run.json", '{"seed": "one"}'),
+        ("class", "evaluation.json", json.dumps(answered(5.0) | {"classes": [{"name": "a"}]})),
+        ("lines", "metrics.jsonl", '{"step": 1, "loss": 1.0}\n{"step": 2, "lo\n{"step": 3, "loss": 1.0}\n'),
+        ("stepless", "metrics.jsonl", '[1]\n{"step": 3, "loss": 1.0}\n'),
+    ):
+        shutil.copytree(tmp_path / "runs" / "one", tmp_path / name)
+        (tmp_path / name / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    for file in ("result.json", "recipe.json"):
+        (tmp_path / "seedless" / file).write_text('{"network": "resnet20-preact"}' if file == "recipe.json" else "{}")
+    (tmp_path / "mark" / "recipe.json").write_text("{}")
     shutil.copytree(tmp_path / "runs" / "one", tmp_path / "probed")
     (tmp_path / "probed" / "probe.jsonl").write_text('{"step": 0, "x_rms": [1.0], "gradient": [1.0, 1.0]}\n')
     (tmp_path / "broken" / "result.json").write_text("half a resu")
@@ -394,6 +421,12 @@ def test_bad_folders_are_one_clear_error(tmp_path: Path, capsys: pytest.CaptureF
         "other": "evaluation.json does not hold confusion, calibration; `preresnet evaluate",
         "probed": "probe.jsonl has lines without residual_rms, straight, rest; move it away",
         "broken": f"cannot read {tmp_path / 'broken' / 'result.json'}",
+        "mark": "no usable recipe.network, recipe.data, recipe.schedule in its result.json",
+        "latin": f"cannot read {tmp_path / 'latin' / 'result.json'}",
+        "seedless": "no usable recipe.data, recipe.schedule, seed in its",
+        "class": "does not hold classes.num_images, classes.num_wrong; `preresnet evaluate",
+        "lines": f"cannot read {tmp_path / 'lines' / 'metrics.jsonl'}: line 2 is damaged",
+        "stepless": f"cannot read {tmp_path / 'stepless' / 'metrics.jsonl'}: line 1 is damaged",
     }
     for name, words in cases.items():
         assert main(["report", str(tmp_path / name)]) == 2
@@ -484,3 +517,27 @@ def test_in_a_browser_it_prints(whole: Path, tmp_path: Path) -> None:
     content = (tmp_path / "page.pdf").read_bytes()
     assert content.startswith(b"%PDF")
     assert content.count(b"/Type /Page\n") + content.count(b"/Type/Page\n") > 3
+
+
+def test_files_with_a_byte_order_mark_and_a_torn_last_line_are_read(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for name in ("result.json", "run.json", "recipe.json", "network.json", "evaluation.json", "metrics.jsonl"):
+        (run / name).write_text((run / name).read_text(), encoding="utf-8-sig")
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 801, "lo')
+    (study,) = gather.gather([run])
+    assert len(study.rows[0].runs[0].lines) == 48
+    assert study.rows[0].runs[0].step == 800
+
+
+def test_rows_whose_names_differ_in_what_no_id_can_hold_keep_their_pictures_apart(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study")
+    found = manifest.read(study)
+    names = ("a$b", "a b", "A-B", "\N{SNOWMAN}")
+    rows = tuple(replace(row, row=name, label=name) for row, name in zip(found.rows, names, strict=True))
+    manifest.write(study, replace(found, rows=rows, differences=(), claims=()))
+    out, folder, number = page.write([study])
+    assert len(list(folder.iterdir())) == 2 * number
+    parsed = Page(out)
+    assert [name for name, count in Counter(parsed.ids).items() if count > 1] == []
+    assert set(parsed.references) <= set(parsed.ids)

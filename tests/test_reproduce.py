@@ -22,7 +22,7 @@ from filelock import FileLock
 
 import preresnet
 from preresnet.cli import main
-from preresnet.data import cifar
+from preresnet.data import cifar, sets
 from preresnet.spec import UserError
 from preresnet.study import executors
 from preresnet.study.plan import Plan
@@ -156,21 +156,21 @@ def test_a_run_that_dies_or_diverges_does_not_stop_the_others(tmp_path: Path) ->
     os.kill(worker(out, f"{FIRST}-seed0"), signal.SIGKILL)
     code, said = finish(process)
     assert code == 1
-    assert statuses(out) == ["failed", "failed", "done"]
+    assert statuses(out) == ["failed", "diverged", "done"]
     died, diverged, _ = (row["runs"][0] for row in manifest(out)["rows"])
     assert "signal SIGKILL" in died["message"]
     assert "signal SIGKILL" in said
     assert re.search("the loss was (nan|inf) at step", diverged["message"])
     assert diverged["error_pct"] is None
     row = manifest(out)["rows"][1]["statistics"]
-    assert (row["n"], row["failed"], row["median"]) == (1, 1, None)
+    assert (row["n"], row["diverged"], row["failed"], row["median"]) == (1, 1, None, None)
     kept = json.loads((out / "schedule.lr=1e+30" / "seed0" / "diverged.json").read_text())
     assert kept["command"].startswith("preresnet train digits/resnet20-preact ")
 
     before = stamps(out / "schedule.lr=1e+30" / "seed0")
     code, _ = finish(start(out, "0.05,1e30,0.1", 600))
     assert code == 0  # a loss that is not finite is a result: the paper's "fail"
-    assert statuses(out) == ["done", "failed", "done"]
+    assert statuses(out) == ["done", "diverged", "done"]
     assert before == stamps(out / "schedule.lr=1e+30" / "seed0")
     assert started_late(history(out, f"{FIRST}-seed0")[1])
 
@@ -224,7 +224,6 @@ def test_a_shortened_table_is_labelled_and_kept_apart(
         "n",
         "mean ± std",
         "95 % of the median",
-        "failed",
         "(paper, at full length)",
     ]
     line = next(line for line in said.splitlines() if "BN after addition" in line)
@@ -241,6 +240,9 @@ def test_a_shortened_table_is_labelled_and_kept_apart(
         "fail": False,
         "spread": "",
     }
+    assert [row["label"] for row in found["rows"]][:1] == ["8 layers, original (here resnet8-original)"]
+    assert all("110" not in claim["text"] for claim in found["claims"])
+    assert all(row["statistics"]["failed"] is None for row in found["rows"])
     assert all(claim["evidence"].startswith("Shortened (steps=8, ") for claim in found["claims"])
     assert {claim["answer"] for claim in found["claims"]} == {"not enough runs"}
     assert {"lower error", "lower early training loss"} <= {claim["kind"] for claim in found["claims"]}
@@ -345,13 +347,13 @@ def test_a_folder_that_a_worker_cannot_see_is_named(
 def test_what_lies_in_the_way_is_kept_and_named(tmp_path: Path, here: None) -> None:
     out = tmp_path / "study"
     found = reproduce(plan(0.1, 0.2), 1, Settings(out))
-    assert found["rows"][0]["runs"][0]["status"] == "done"
+    assert found.rows[0].runs[0].status == "done"
     before = stamps(out / "schedule.lr=0.1" / "seed0")
     changed = plan(0.1, 0.2, steps=4)
-    found = reproduce(replace(changed, title=found["title"]), 1, Settings(out))
-    (run,) = found["rows"][0]["runs"]
-    assert (run["status"], run["error_pct"]) == ("failed", None)
-    assert "holds another run" in run["message"]
+    found = reproduce(replace(changed, title=found.title), 1, Settings(out))
+    (run,) = found.rows[0].runs
+    assert (run.status, run.error_pct) == ("failed", None)
+    assert "holds another run" in run.message
     assert before == stamps(out / "schedule.lr=0.1" / "seed0")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
@@ -416,3 +418,47 @@ def test_bad_input_is_one_message(
     assert words in said
     assert "Traceback" not in said
     assert not new.exists()
+
+
+def test_a_study_is_read_under_its_lock(tmp_path: Path, here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that ends between the start of another and its lock leaves rows that the other keeps."""
+    out, loaded = tmp_path / "study", sets.load
+
+    def meanwhile(*given: Any) -> Any:
+        monkeypatch.setattr(sets, "load", loaded)
+        reproduce(plan(0.3, 0.4), 1, Settings(out))
+        return loaded(*given)
+
+    monkeypatch.setattr(sets, "load", meanwhile)
+    found = reproduce(plan(0.1, 0.2), 1, Settings(out))
+    assert sorted(row.label for row in found.rows) == [f"schedule.lr = {rate}" for rate in (0.1, 0.2, 0.3, 0.4)]
+    assert statuses(out) == ["done"] * 4
+
+
+def test_a_stopped_run_is_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped_in_the_last(jobs: Sequence[Job], parallel: int, report: Any, tick: Any) -> int:
+        for job in jobs[:-1]:
+            report(job, work(job))
+        report(jobs[-1], Outcome("stopped", message="stopped at step 1"))
+        return signal.SIGINT
+
+    monkeypatch.setattr(executors, "local", stopped_in_the_last)
+    given = ["sweep", DIGITS, "--out", str(tmp_path / "study"), *tiny("0.1,0.2", 3)]
+    assert main(given) == 130
+    said = capsys.readouterr().err
+    assert "1/2  schedule.lr=0.2 seed 0: stopped, stopped at step 1" in said
+    assert "2/2" not in said
+    assert statuses(tmp_path / "study") == ["done", "waiting"]
+
+
+def test_a_signal_after_the_last_run_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(executors, "local", lambda *given: in_this_process(*given) or signal.SIGINT)
+    assert main(["sweep", DIGITS, "--out", str(tmp_path / "study"), *tiny("0.1,0.2", 3)]) == 0
+    said = capsys.readouterr()
+    assert "2/2" in said.err
+    assert "stopped" not in said.err
+    assert "next     preresnet report" in said.out

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,13 @@ def recipe_file(folder: Path, steps: int = 20_000) -> str:
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:
-    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [pid for pid in map(int, found) if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+    """Processes that it started by multiprocessing."""
+    found = []
+    for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        with suppress(OSError):  # it ended meanwhile
+            if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text():
+                found.append(int(pid))
+    return found
 
 
 def test_two_signals_at_once_are_one_and_a_later_one_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +97,10 @@ def test_two_signals_at_once_are_one_and_a_later_one_is_another(monkeypatch: pyt
         os.kill(os.getpid(), signal.SIGTERM)
     assert stopped == [False, True]
     assert noted.received == signal.SIGTERM
+    monkeypatch.setattr(signals, "SAME_S", 60.0)
+    os.kill(os.getpid(), signal.SIGTERM)  # while the process ends: still the same one
+    assert stopped == [False, True]
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def test_a_later_signal_does_what_it_would_have_done(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,12 +16,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 import preresnet
+from preresnet import device as devices
 from preresnet import inference
 from preresnet.cli import main
 from preresnet.data.loaders import TrainingBatches
 from preresnet.model import memory
 from preresnet.recipe import SGD, Milestones, Muon, OneCycle, Recipe
-from preresnet.spec import from_json, to_json
+from preresnet.spec import MEMORY_PLANS, MemoryPlan, from_json, to_json
 from preresnet.train import checkpoint, progress, runlog, trainer
 from preresnet.train.folder import Request
 from preresnet.train.optim import set_lr, sgd, update
@@ -423,12 +424,12 @@ def test_parts_of_a_batch_move_running_statistics_once(momentum: float, norm_bat
     assert norm.momentum == momentum
 
 
-@pytest.mark.parametrize("plan", memory.PLANS)
-def test_parts_move_the_statistics_of_a_network_once(plan: memory.Plan) -> None:
+@pytest.mark.parametrize("plan", MEMORY_PLANS)
+def test_parts_move_the_statistics_of_a_network_once(plan: MemoryPlan) -> None:
     """Its first norm sees what the stem makes of each part; a repetition in the backward pass moves nothing."""
-    model = preresnet.create_model("resnet8-preact", seed=0)
+    model = devices.place(preresnet.create_model("resnet8-preact", seed=0), torch.device("cpu"))
     memory.set_plan(model, plan)
-    x, y = torch.randn(8, 3, 8, 8), torch.arange(8) % 4
+    x, y = torch.randn(8, 3, 8, 8).contiguous(memory_format=torch.channels_last), torch.arange(8) % 4
     with torch.no_grad():
         expected = 0.1 * torch.stack([model.stem(part).mean((0, 2, 3)) for part in x.split(2)]).mean(0)
     update(model, sgd(model, SGD()), x, y, 2, "float32")

@@ -54,8 +54,8 @@ def changed(base: Recipe, given: Mapping[str, Any]) -> tuple[Recipe, list[str]]:
         if leader in given:
             said += _follow(content, leader, given[leader], followers, given)
     for name, value in given.items():
-        part, _, last = name.rpartition(".")
-        inner = content[part] if part else content
+        part, _, last = name.partition(".")
+        inner, last = (content[part], last) if part in PARTS and last else (content, name)
         inner[last] = value  # `from_json` answers for all names and values together
     made = from_json(Recipe, json.dumps(content))
     return made, said + _idle(made, given)

@@ -1,15 +1,29 @@
-"""What does a person see in the terminal?"""
+"""What a person sees in the terminal: what was found, as tables and lines."""
 
 import json
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from preresnet import terminal
 from preresnet.paper.networks import network, network_names
 from preresnet.paper.recipes import recipe, recipe_names
 from preresnet.paper.tables import printed
+
+if TYPE_CHECKING:
+    from preresnet.study.manifest import Manifest, Printed, RowEntry, Statistics
+
+
+def result(found: dict[str, Any]) -> None:
+    """What a run came to: the content of its ``result.json``."""
+    headline = f"{found['split']} error {found['error_pct']:.2f} %"
+    rest = (
+        f" at the last step: {found['steps']:,} steps, {found['num_images']:,} {found['split']} images, "
+        f"trained at {found['images_per_s']:,.0f} images/s"
+    )
+    terminal.lines().print(Text.assemble((headline, "bold"), rest))
 
 
 def models(as_json: bool) -> None:
@@ -22,7 +36,7 @@ def models(as_json: bool) -> None:
     for name, spec in specs.items():
         units = "+".join(str(stage.num_units) for stage in spec.stages)
         table.add_row(name, str(spec.depth), units, spec.unit.kind, _shortcut_words(spec.unit.shortcut))
-    _show(table)
+    terminal.show(table)
 
 
 def _shortcut_words(shortcut: Any) -> str:
@@ -62,7 +76,7 @@ def recipes(as_json: bool) -> None:
             f"{schedule.lr:g}, {schedule.shape}",
             f"Table {row.table}: {error}" if row else "",
         )
-    _show(table)
+    terminal.show(table)
     print("Any network of `preresnet list models` trains as cifar10/, cifar100/ or imagenet/NETWORK.")
 
 
@@ -84,19 +98,20 @@ def description(found: dict[str, Any]) -> None:
             _mib(part["activation_bytes"]["float32"]),
             _mib(part["activation_bytes"]["bfloat16"]),
         )
-    _show(table)
+    terminal.show(table)
     print(
         "Multiply-adds and saved activations are those of one image; activations as a plain training step keeps them."
     )
     training, fused = found["training"], found["fused"]
     memory = Table(
         "memory plan",
-        title=f"Predicted memory of a training step: batch {training['batch']}, bfloat16, with weights and optimiser",
+        title=f"Predicted memory of a training step: batch {training['batch']}, {training['precision']}, "
+        "with weights and optimiser",
     )
     memory.add_column("MiB", justify="right")
     for plan, peak in training["peak_bytes"].items():
         memory.add_row(plan, _mib(peak))
-    _show(memory)
+    terminal.show(memory)
     print(
         f"Fused: {fused['norms']} norms, each with its ReLU; plain: {fused['lone_relus']} ReLUs without a norm. "
         f"{fused['recomputing']} of {fused['convolutions']} convolutions can recompute their input."
@@ -105,13 +120,13 @@ def description(found: dict[str, Any]) -> None:
 
 def evaluation(report: dict[str, Any]) -> None:
     """What `preresnet.inference.full_report` found, with its ``split``."""
-    out = Console(highlight=False)
+    out = terminal.console()
     top5 = f"top-5 error {report['top5_error_pct']:.2f} %; " if len(report["classes"]) > 10 else ""
-    out.print(
-        f"[bold]{report['split']} error {report['error_pct']:.2f} %[/]: {report['num_wrong']:,} of "
-        f"{report['num_images']:,} images wrong; {top5}loss {report['loss']:.4f}; "
+    rest = (
+        f": {report['num_wrong']:,} of {report['num_images']:,} images wrong; {top5}loss {report['loss']:.4f}; "
         f"calibration error {report['calibration']['ece_pct']:.2f} %"
     )
+    out.print(Text.assemble((f"{report['split']} error {report['error_pct']:.2f} %", "bold"), rest))
     table = Table("class", title="By class")
     for heading in ("images", "wrong", "error %", "precision %"):
         table.add_column(heading, justify="right")
@@ -119,7 +134,7 @@ def evaluation(report: dict[str, Any]) -> None:
         numbers = (entry["error_pct"], entry["precision_pct"])
         words = ("-" if number is None else f"{number:.2f}" for number in numbers)
         table.add_row(entry["name"], str(entry["num_images"]), str(entry["num_wrong"]), *words)
-    _show(table)
+    terminal.show(table)
     if len(report["classes"]) <= 20:
         names = [entry["name"] for entry in report["classes"]]
         matrix = Table("true \\ answer", title="Confusion matrix (images)")
@@ -127,7 +142,7 @@ def evaluation(report: dict[str, Any]) -> None:
             matrix.add_column(name[:5], justify="right")
         for name, row in zip(names, report["confusion"], strict=True):
             matrix.add_row(name, *(str(count) if count else "." for count in row))
-        _show(matrix)
+        terminal.show(matrix)
     bins = Table("confidence", title="Calibration of the likeliest answer")
     for heading in ("images", "mean confidence %", "right %"):
         bins.add_column(heading, justify="right")
@@ -138,7 +153,7 @@ def evaluation(report: dict[str, Any]) -> None:
             f"{entry['confidence_pct']:.1f}",
             f"{entry['accuracy_pct']:.1f}",
         )
-    _show(bins)
+    terminal.show(bins)
 
 
 def bench(found: dict[str, Any]) -> None:
@@ -150,13 +165,13 @@ def bench(found: dict[str, Any]) -> None:
     for row in found["rows"]:
         numbers = f"{row['images_per_s']:,.1f}", _mib(row["peak_bytes"]), f"{row['first_step_s']:.2f}"
         table.add_row(row["system"], row["mode"], row["settings"], *numbers)
-    _show(table)
+    terminal.show(table)
     compared = Table("ours / other")
     for heading in ("speed", "memory"):
         compared.add_column(heading, justify="right")
     for name, ratio in found["ratios"].items():
         compared.add_row(name, f"{ratio['images_per_s']:.2f}", f"{ratio.get('peak_bytes', float('nan')):.2f}")
-    _show(compared)
+    terminal.show(compared)
 
 
 def answers(found: list[dict[str, Any]]) -> None:
@@ -168,7 +183,7 @@ def answers(found: list[dict[str, Any]]) -> None:
             table.add_row(answer["image"] if rank == 0 else "", entry["class"], f"{100 * entry['probability']:.2f}")
         table.add_section()
     if found:
-        _show(table)
+        terminal.show(table)
 
 
 def predicted(found: dict[str, Any]) -> None:
@@ -185,79 +200,85 @@ def predicted(found: dict[str, Any]) -> None:
         table.add_row(one["label"], one["network"], *counts, f"{hours:,.2f}")
     table.add_section()
     table.add_row("all", "", str(len(found["runs"])), "", "", f"{found['images']:,}", "", f"{found['hours']:,.2f}")
-    _show(table)
+    terminal.show(table)
     print(f"Hours on {found['device']}: {found['measured']}.")
 
 
-def study(found: dict[str, Any]) -> None:
-    """What `preresnet.study.reproduce` leaves in ``study.json``: rows beside the paper's, then the claims.
+def study(found: "Manifest") -> None:
+    """What `preresnet.study.reproduce` did: rows beside the paper's, then the claims.
 
     Errors of shortened runs stand in a column of their own name, and the paper's then in one that says what it belongs
     to, after everything else.
     """
-    short = found["scale"] is not None
-    has_paper = any(row["paper"] for row in found["rows"])
-    table = Table("row", title=found["title"])
+    short = found.scale is not None
+    has_paper = any(row.paper for row in found.rows)
+    table = Table("row", title=found.title)
     if has_paper and not short:
         table.add_column("paper %", justify="right")
     table.add_column("shortened, median %" if short else "ours, median %", justify="right")
-    for heading in ("n", "mean ± std", "95 % of the median", "failed"):
+    for heading in ("n", "mean ± std", "95 % of the median"):
         table.add_column(heading, justify="right")
+    for heading, is_shown in (("failed", found.counts_failed), ("diverged", found.counts_diverged)):
+        if is_shown:
+            table.add_column(heading, justify="right")
     if has_paper and short:
         table.add_column("(paper, at full length)", justify="right", style="dim")
-    for row in found["rows"]:
-        paper = [_paper_words(row["paper"])] if has_paper else []
-        cells = _statistics_words(row["statistics"], _top5(row))
-        table.add_row(row["label"], *([*cells, *paper] if short else [*paper, *cells]))
-    _show(table)
-    for row in found["rows"]:
-        for run in row["runs"]:
-            if run["message"]:
-                print(f"{run['status']}: {row['row']} seed {run['seed']}: {run['message']}")
-    if found["claims"]:
+    for row in found.rows:
+        paper = [_paper_words(row.paper)] if has_paper else []
+        cells = _statistics_words(row.statistics, _top5(row))
+        if found.counts_failed:
+            cells.append("" if row.statistics is None or row.statistics.failed is None else str(row.statistics.failed))
+        if found.counts_diverged:
+            cells.append("" if row.statistics is None else str(row.statistics.diverged))
+        table.add_row(row.label, *([*cells, *paper] if short else [*paper, *cells]))
+    terminal.show(table)
+    for row in found.rows:
+        for run in row.runs:
+            if run.message:
+                print(f"{run.status}: {row.row} seed {run.seed}: {run.message}")
+    if found.claims:
         claims = Table("claim of the paper", "source", "answer", "evidence", title="What the paper says of these rows")
-        for claim in found["claims"]:
-            claims.add_row(claim["text"], claim["source"], claim["answer"], claim["evidence"])
-        _show(claims)
-    elif found["differences"]:
+        for claim in found.claims:
+            claims.add_row(claim.text, claim.source, claim.answer, claim.evidence)
+        terminal.show(claims)
+    elif found.differences:
         apart = Table("row", "against", title="Differences")
         for heading in ("of medians", "95 %", "p, two-sided", "n"):
             apart.add_column(heading, justify="right")
-        labels = {row["row"]: row["label"] for row in found["rows"]}
-        for one in found["differences"]:
-            interval = "" if one["interval"] is None else "{:+.2f} to {:+.2f}".format(*one["interval"])
-            p = "" if one["p"] is None else f"{one['p']:.3f}"
-            difference = "" if one["difference"] is None else f"{one['difference']:+.2f}"
-            apart.add_row(labels[one["a"]], labels[one["b"]], difference, interval, p, "{}, {}".format(*one["n"]))
-        _show(apart)
+        for one in found.differences:
+            interval = "" if one.interval is None else "{:+.2f} to {:+.2f}".format(*one.interval)
+            p = "" if one.p is None else f"{one.p:.3f}"
+            difference = "" if one.difference is None else f"{one.difference:+.2f}"
+            rows = found.labels[one.a], found.labels[one.b]
+            apart.add_row(*rows, difference, interval, p, "{}, {}".format(*one.n))
+        terminal.show(apart)
 
 
-def _paper_words(paper: dict[str, Any] | None) -> str:
+def _paper_words(paper: "Printed | None") -> str:
     if paper is None:
         return ""
-    if paper["fail"]:
+    if paper.error_pct is None:
         return "fail"
-    if paper.get("top5_error_pct") is not None:
-        return f"{paper['error_pct']:.2f} (top-5 {paper['top5_error_pct']:.2f})"
-    return f"{paper['error_pct']:.2f}" + (f" ({paper['spread']})" if paper["spread"] else "")
+    if paper.top5_error_pct is not None:
+        return f"{paper.error_pct:.2f} (top-5 {paper.top5_error_pct:.2f})"
+    return f"{paper.error_pct:.2f}" + (f" ({paper.spread})" if paper.spread else "")
 
 
-def _top5(row: dict[str, Any]) -> str:
+def _top5(row: "RowEntry") -> str:
     """Median top-5 error, where the paper prints one."""
-    found = [run["top5_error_pct"] for run in row["runs"] if run.get("top5_error_pct") is not None]
-    is_printed = row["paper"] and row["paper"].get("top5_error_pct") is not None
+    found = [run.top5_error_pct for run in row.runs if run.top5_error_pct is not None]
+    is_printed = row.paper and row.paper.top5_error_pct is not None
     return f" (top-5 {median(found):.2f})" if found and is_printed else ""
 
 
-def _statistics_words(found: dict[str, Any] | None, top5: str) -> list[str]:
+def _statistics_words(found: "Statistics | None", top5: str) -> list[str]:
     if found is None:
-        return ["", "0", "", "", ""]
+        return ["", "0", "", ""]
     return [
-        "fail" if found["median"] is None else f"{found['median']:.2f}{top5}",
-        str(found["n"]),
-        "" if found["std"] is None else f"{found['mean']:.2f} ± {found['std']:.2f}",
-        "" if found["interval"] is None else "{:.2f} to {:.2f}".format(*found["interval"]),
-        str(found["failed"]),
+        "diverged" if found.median is None else f"{found.median:.2f}{top5}",
+        str(found.n),
+        "" if found.std is None else f"{found.mean:.2f} ± {found.std:.2f}",
+        "" if found.interval is None else "{:.2f} to {:.2f}".format(*found.interval),
     ]
 
 
@@ -286,11 +307,11 @@ def probes(found: dict[str, Any]) -> None:
         shown = sorted({round(k * (len(units) - 1) / (SHOWN_UNITS - 1)) for k in range(SHOWN_UNITS)})
         for unit in shown if len(units) > SHOWN_UNITS else range(len(units)):
             table.add_row(str(unit + 1), units[unit], *(_number(values[unit]) for _, values in columns))
-        _show(table)
+        terminal.show(table)
         agreement = max(one["agreement"].values())
         dead = sum(entry["dead"] for entry in one["dead"].values())
         channels = sum(entry["channels"] for entry in one["dead"].values())
-        words = Console(highlight=False, soft_wrap=True)
+        words = terminal.lines()
         words.print(
             f"the two ways to split the gradient agree to {agreement:.0e}; {dead} of {channels} ReLU channels dead"
         )
@@ -298,9 +319,9 @@ def probes(found: dict[str, Any]) -> None:
             text = (
                 f"in doubt, {doubt['unit']}: shortcut {doubt['shortcut']}, residual {doubt['residual']}; {doubt['why']}"
             )
-            words.print(text, markup=False)
+            words.print(text)
         if "verdict" in one:
-            words.print(f"[bold]{one['verdict']['grade']}[/]: {one['verdict']['because']}")
+            words.print(Text.assemble((one["verdict"]["grade"], "bold"), f": {one['verdict']['because']}"))
 
 
 SHOWN_UNITS = 12  # of a deep network; --json and --out have all
@@ -316,10 +337,3 @@ def _shape(shape: list[int]) -> str:
 
 def _mib(size: int) -> str:
     return f"{size / 2**20:.2f} MiB"
-
-
-def _show(table: Table) -> None:
-    console = Console()
-    if not console.is_terminal:  # a pipe has no width: cut nothing
-        console = Console(width=240)
-    console.print(table)

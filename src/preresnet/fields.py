@@ -3,7 +3,7 @@
 import difflib
 import json
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, overload
 
@@ -47,6 +47,18 @@ def from_json(kind: Any, text: str | bytes) -> Any:
         return pydantic.TypeAdapter(kind).validate_json(text)
     except pydantic.ValidationError as error:
         raise UserError(explain(error, kind)) from None
+
+
+def with_fields(value: T, **changes: Any) -> T:
+    """A frozen dataclass of this package with some fields changed.
+
+    Raises:
+        UserError: a field does not take its value.
+    """
+    try:
+        return replace(value, **changes)  # type: ignore[type-var]
+    except pydantic.ValidationError as error:
+        raise UserError(explain(error)) from None
 
 
 def read_json(path: Path, what: str) -> Any:

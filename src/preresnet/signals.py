@@ -20,6 +20,9 @@ SAME_S = 2.0  # `timeout` signals a process and then its group: two signals this
 class Signals:
     """Notes Ctrl-C, SIGTERM and SIGHUP in ``received`` instead of ending the process; `nohup` is respected.
 
+    A process that was signalled usually ends right behind this: until it has, a signal that belongs to the first is
+    still taken for it, and a later one does what it would have done without this.
+
     Args:
         stop: is called with False at the first signal, and with True at one that comes later. By default a later one
             does what it would have done without this.
@@ -29,6 +32,7 @@ class Signals:
         self.received = 0
         self._stop = stop
         self._since = 0.0
+        self._left = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
@@ -42,19 +46,22 @@ class Signals:
         again = bool(self.received)
         if again and time.monotonic() - self._since < SAME_S:
             return
+        if again and (self._left or self._stop is None):
+            self._restore()
+            os.kill(os.getpid(), number)
+            return
         self.received, self._since = number, time.monotonic()
         if self._stop is not None:
             self._stop(again)
-        elif again:
-            self._restore()
-            os.kill(os.getpid(), number)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
+        self._left = True
+        if not self.received:
+            self._restore()
 
 
 @contextmanager

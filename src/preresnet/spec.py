@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import pydantic
 from pydantic.dataclasses import dataclass
@@ -23,6 +23,12 @@ RESIDUAL_KERNELS: dict[UnitKind, tuple[int, ...]] = {
     "bottleneck": (1, 3, 1),
     "single": (3,),
 }
+
+
+MemoryPlan = Literal["plain", "recompute", "units", "sqrt"]
+"""What the backward pass of a training step computes again to save memory, from least to most: `model.memory`."""
+
+MEMORY_PLANS: tuple[MemoryPlan, ...] = get_args(MemoryPlan)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -1,4 +1,4 @@
-"""How fast and how lean is a network beside other implementations of it, and beside its convolutions alone?
+"""Speed and memory of a network, measured beside other implementations of it and beside its convolutions alone.
 
 Every system lives in a process of its own, so that memory is its own too; rounds are interleaved, so that a noisy
 machine disturbs all alike; figures are medians of rounds. A step of training is a whole one as the trainer does it:
@@ -23,7 +23,7 @@ from preresnet.model import memory
 from preresnet.model.describe import default_size
 from preresnet.paper.networks import network
 from preresnet.recipe import Precision
-from preresnet.spec import NetSpec, Order, UserError, from_json, to_json
+from preresnet.spec import MemoryPlan, NetSpec, Order, UserError, from_json, to_json
 from preresnet.train.capture import Mechanism, check_mechanisms
 
 Other = Literal["pytorchcv", "timm", "eager", "limit"]
@@ -33,7 +33,7 @@ def jobs(
     name: str,
     batch: int,
     against: Sequence[Other],
-    plans: Sequence[memory.Plan],
+    plans: Sequence[MemoryPlan],
     precision: Precision,
     device: torch.device,
     *,
@@ -148,7 +148,8 @@ def measure(work: Sequence[Job], rounds: int, steps: int, report: Callable[[str]
             rows[job]["peak_bytes"] = answer["peak_bytes"]
             if job.system == "preresnet" and job.training:
                 spec = from_json(NetSpec, job.network)
-                predicted = memory.predict(spec, job.size, job.batch, job.precision, job.plan)
+                fused = job.fused and (job.device == "cpu" or "compiled" in job.gpu)
+                predicted = memory.predict(spec, job.size, job.batch, job.precision, job.plan, fused=fused)
                 rows[job]["predicted_bytes"] = predicted["peak_bytes"]
             rows[job]["images_per_s"] = round(statistics.median(rows[job]["rounds"]), 1)
             process.join()
@@ -180,7 +181,7 @@ def bench(
     name: str,
     batch: int,
     against: Sequence[Other],
-    plans: Sequence[memory.Plan] = (),
+    plans: Sequence[MemoryPlan] = (),
     precision: Precision = "auto",
     device: str = "auto",
     *,

@@ -1,4 +1,4 @@
-"""What does one system do in a process of its own: build a network, take steps, say how long and how much memory?"""
+"""One system in a process of its own: it builds a network, takes steps, and says how long and how much memory."""
 
 import gc
 import math
@@ -19,12 +19,12 @@ from preresnet import inference
 from preresnet.model import memory
 from preresnet.model.network import build, set_fused
 from preresnet.recipe import SGD, Precision
-from preresnet.spec import NetSpec, from_json
+from preresnet.spec import MemoryPlan, NetSpec, from_json
 from preresnet.train.capture import EAGER_STEPS, Mechanism, TrainingStep, own_stream
 from preresnet.train.optim import set_lr, sgd
 
 ROUND_S = 0.3  # a system's share of a round lasts at least this long
-REST_S = 0.1  # until the threads of the system before have stopped waiting actively for more work
+REST_S = 0.1  # until the threads of the system before are asleep: after a step they spin for a while
 LR = 1e-3
 
 
@@ -62,7 +62,7 @@ class Job:
     device: str
     precision: Precision
     training: bool
-    plan: memory.Plan = "plain"
+    plan: MemoryPlan = "plain"
     fused: bool = True
     gpu: tuple[Mechanism, ...] = ()
     channels_last: bool = True
@@ -166,7 +166,7 @@ def _ours(job: Job, x: Tensor, y: Tensor) -> Callable[[], object]:
     spec = from_json(NetSpec, job.network)
     model = build(spec, 0)
     devices.place(model, x.device)
-    set_fused(model, job.fused)
+    set_fused(model, ("compiled" in job.gpu or None) if job.fused else False)
     if not job.training:
         if job.fused and job.system == "preresnet":
             answer = inference.answering(model, job.precision)

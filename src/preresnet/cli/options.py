@@ -1,22 +1,27 @@
 """What names and options on the command line stand for: a recipe and its fields, found among the arguments."""
 
+import io
 import json
 import math
 import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_origin
 
+import pydantic
+import tyro
+
 from preresnet.changes import FOLLOWERS, PARTS, changed, field_names
-from preresnet.fields import UserError, field_types, from_json, members, read_json, tag_of
+from preresnet.cli.entry import PROGRAM
+from preresnet.fields import UserError, explain, field_types, from_json, members, read_json, tag_of
 from preresnet.paper.networks import network
 from preresnet.paper.recipes import recipe
 from preresnet.recipe import Recipe
 
-PROGRAM = "preresnet"
 MANY = -1  # values that an option takes
 
 
@@ -34,6 +39,38 @@ def shown(*words: str | Path) -> str:
 def note(line: str) -> None:
     """Say something that a user did not ask for but should know."""
     print(f"note: {line}", file=sys.stderr)
+
+
+def parsed(kind: Any, name: str, arguments: Sequence[str], default: Any = None) -> Any:
+    """What the options of a command say.
+
+    What a dataclass refuses is answered in our words, everything else in tyro's.
+
+    Args:
+        kind: the command's dataclass.
+        name: of the command.
+        arguments: behind the name.
+        default: values of options that are not given.
+    """
+
+    def read() -> Any:
+        return tyro.cli(kind, prog=f"{PROGRAM} {name}", args=list(arguments), default=default)
+
+    try:
+        with redirect_stderr(io.StringIO()):
+            return read()
+    except pydantic.ValidationError as error:  # of fields that contradict each other
+        raise UserError(explain(error)) from None
+    except SystemExit as exit:
+        if not exit.code:
+            raise
+        cause: BaseException | None = exit
+        while cause is not None:
+            if isinstance(cause, pydantic.ValidationError):
+                owners = {one.__name__: part for part, union in PARTS.items() for one in members(union)}
+                raise UserError(explain(cause, within=owners.get(cause.title, ""))) from None
+            cause = cause.__context__
+    return read()  # once more, for what it says
 
 
 def read_recipe(name: str) -> Recipe:

@@ -5,17 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from rich.console import Console
 from tyro.conf import Positional, arg
 
-from preresnet import display
+from preresnet import display, terminal
 from preresnet.cli.options import command_line
 from preresnet.recipe import DataName
 
 
 @dataclass(frozen=True)
 class ProbeCommand:
-    """Measure how signal and gradient travel through a network, and say whether it will train.
+    """Measure how signal and gradient travel, and whether a network will train.
 
     Norms use the statistics of the batch, as in training. Without --out, --json or --verdict, a table along depth.
     """
@@ -49,7 +48,7 @@ class ProbeCommand:
         """Measure, write and print."""
         from preresnet.propagation import probing
 
-        words = Console(stderr=True, highlight=False)
+        words = terminal.console(stderr=True)
         found = probing.measure(
             (self.name, *self.against),
             probing.Settings(

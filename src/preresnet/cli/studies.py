@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tyro.conf import Positional, UseAppendAction, arg
 
-from preresnet import display
-from preresnet.cli.options import PROGRAM, command_line, note, read_recipe
-from preresnet.spec import UserError
+from preresnet import display, terminal
+from preresnet.cli.options import command_line, note, read_recipe, shown
+from preresnet.spec import MemoryPlan, UserError
 
 if TYPE_CHECKING:
+    from preresnet.study.manifest import Manifest
     from preresnet.study.plan import Plan
 
 StudyName = Literal["table1", "table2", "table3", "table4", "table5", "figure1", "figure3", "figure6"]
@@ -23,7 +22,9 @@ StudyName = Literal["table1", "table2", "table3", "table4", "table5", "figure1",
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Make a table or figure of the paper again: all its rows and seeds, with statistics and the paper's claims.
+    """Make a table or figure of the paper again, with seeds and statistics.
+
+    All its rows are trained, and the paper's claims answered.
 
     The same command again continues: finished runs are kept, others resume.
     """
@@ -35,7 +36,7 @@ class Reproduce:
     rows: tuple[str, ...] = ()
     """Rows, by the name of their network or recipe, or a pattern such as 'resnet110*'; by default all."""
     seeds: int = 5
-    """Runs a row, with the seeds from 0. The paper has medians of 5."""
+    """Runs of each row, with the seeds from 0. The paper has medians of 5."""
     scale: str = ""
     """Shorten, for example steps=2000,batch=64,depth=20; the schedule keeps its shape."""
     holdout: int | None = None
@@ -49,7 +50,7 @@ class Reproduce:
     """Runs at a time that share a device."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    memory: Literal["auto", "plain", "recompute", "units", "sqrt"] = "auto"
+    memory: Literal["auto", MemoryPlan] = "auto"
     """As in `preresnet train`."""
     probe_every: int | Literal["auto"] | None = None
     """As in `preresnet train`; heat maps of each row are in the report then."""
@@ -81,7 +82,7 @@ class Reproduce:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Train a recipe with every combination of some values of its fields, several seeds each.
+    """Train a recipe with every combination of some values.
 
     The same command again continues. Choose between settings on held-out images (--holdout 5000), not on the test set.
     """
@@ -95,7 +96,7 @@ class Sweep:
     holdout: int | None = None
     """As in `preresnet train`: evaluate on N training images that are kept out, never on the test set."""
     seeds: int = 1
-    """Runs a combination, with the seeds from 0."""
+    """Runs of each combination, with the seeds from 0."""
     data_root: Path | None = None
     """Folder with the official CIFAR folder (python or binary), or with train/CLASS/ and val/CLASS/, in it; without it
     CIFAR is downloaded."""
@@ -105,7 +106,7 @@ class Sweep:
     """Runs at a time that share a device."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    memory: Literal["auto", "plain", "recompute", "units", "sqrt"] = "auto"
+    memory: Literal["auto", MemoryPlan] = "auto"
     """As in `preresnet train`."""
     probe_every: int | Literal["auto"] | None = None
     """As in `preresnet train`; heat maps of each row are in the report then."""
@@ -125,7 +126,7 @@ class Sweep:
         return _do(made, self)[0]
 
 
-def _do(plan: "Plan", given: Reproduce | Sweep) -> tuple[int, dict[str, Any] | None]:
+def _do(plan: "Plan", given: Reproduce | Sweep) -> tuple[int, "Manifest | None"]:
     """Predict or do a study, and print it; the exit code, and the manifest of what was done."""
     if given.dry_run:
         from preresnet.study import cost
@@ -136,7 +137,7 @@ def _do(plan: "Plan", given: Reproduce | Sweep) -> tuple[int, dict[str, Any] | N
         return 0, None
     if given.out is None:
         raise UserError("give a folder for the runs with --out, or --dry-run to see what they would cost")
-    from preresnet.study import reproduce
+    from preresnet.study import manifest, reproduce
 
     settings = reproduce.Settings(
         out=given.out,
@@ -152,42 +153,28 @@ def _do(plan: "Plan", given: Reproduce | Sweep) -> tuple[int, dict[str, Any] | N
     with _Bars() as bars:
         found = reproduce.reproduce(plan, given.seeds, settings, reproduce.Progress(bars.begin, bars.moved, bars.ended))
     if given.json:
-        print(json.dumps(found))
+        print(manifest.as_json(found))
     else:
         display.study(found)
         print(f"study    {given.out}")
-        print(f"next     {PROGRAM} report {given.out}")
+        print(f"next     {shown('report', given.out)}")
     asked = {row.name for row in plan.rows}
     broken = [
         run
-        for row in found["rows"]
-        for run in row["runs"]
-        if row["row"] in asked and run["seed"] < given.seeds and not _is_result(given.out, run)
+        for row in found.rows
+        for run in row.runs
+        # a loss that was not finite is a result, the paper's "fail"
+        if row.row in asked and run.seed < given.seeds and run.status not in ("done", "diverged")
     ]
     return (1 if broken else 0), found
-
-
-def _is_result(out: Path, run: dict[str, Any]) -> bool:
-    """Done, or its loss was not finite: the paper's "fail"."""
-    from preresnet.study.runs import DIVERGED_FILE
-
-    return run["status"] == "done" or (out / run["folder"] / DIVERGED_FILE).is_file()
 
 
 class _Bars:
     """The progress of a study: bars in a terminal, a line for each run that ends elsewhere."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
+        self.console = terminal.lines(stderr=True)
+        self.bars = terminal.progress("{task.description}", "{task.completed:,.0f}/{task.total:,.0f}", self.console)
         self.tasks: dict[str, Any] = {}
         self.ended_runs = 0
 
@@ -210,8 +197,8 @@ class _Bars:
         self.bars.update(self.tasks[job.name], completed=step)
 
     def ended(self, job: Any, outcome: Any) -> None:
-        """What became of a run."""
-        self.ended_runs += 1
+        """What became of a run; one that stopped is not counted."""
+        self.ended_runs += outcome.status != "stopped"
         self.bars.update(self.all, completed=self.ended_runs)
         if job.name in self.tasks:
             self.bars.remove_task(self.tasks.pop(job.name))
@@ -221,7 +208,10 @@ class _Bars:
 
 @dataclass(frozen=True)
 class Report:
-    """Write one HTML page about runs and studies, with its pictures as PNG and SVG beside it."""
+    """Write one HTML page about runs and studies.
+
+    Its pictures lie beside it, as PNG and SVG.
+    """
 
     folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR...")]
     """Folders of runs (`preresnet train`) and of studies (with study.json), all in one page."""
@@ -235,7 +225,7 @@ class Report:
         if not self.folders:
             raise UserError("no folder given; name one or more runs or studies")
         written, figures, number = page.write(self.folders, self.out)
-        words = Console(highlight=False, soft_wrap=True)
+        words = terminal.lines()
         words.print(f"report   {written}")
         words.print(f"figures  {figures} ({number} picture{'s' if number != 1 else ''}, as PNG and SVG)")
         return 0

@@ -61,14 +61,14 @@ class Choices:
     mirrored: Tensor
 
 
-def draw(num_images: int, spec: ImagesInMemory, generator: torch.Generator) -> Choices:
+def random_choices(num_images: int, spec: ImagesInMemory, generator: torch.Generator) -> Choices:
     """Draw crops and mirrorings for a batch, always on the CPU so that every device sees the same images."""
     top, left = torch.randint(0, 2 * spec.pad + 1, (2, num_images), generator=generator)
     mirrored = torch.rand(num_images, generator=generator) < (0.5 if spec.flip else 0.0)
     return Choices(top, left, mirrored)
 
 
-def apply(x: Tensor, choices: Choices, pad: int) -> Tensor:
+def crop_and_mirror(x: Tensor, choices: Choices, pad: int) -> Tensor:
     """Pad with zeros, crop to the original size, mirror: (n, h, w, c) -> (n, h, w, c).
 
     Paper: 2015 paper, Section 4.2. Padding follows normalisation (as in fb.resnet.torch; the paper does not say), so

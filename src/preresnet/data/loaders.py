@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from preresnet.data import augment, streaming
-from preresnet.data.augment import Normalisation, apply, draw
+from preresnet.data.augment import Normalisation, crop_and_mirror, random_choices
 from preresnet.data.files import ImageFiles
-from preresnet.data.order import Order, generator
+from preresnet.data.order import ImageOrder, generator
 from preresnet.data.sets import Images
 from preresnet.data.streaming import FileBatches
 from preresnet.recipe import DataSpec, ImagesInFiles, ImagesInMemory
@@ -48,7 +48,7 @@ class TrainingBatches:
         self.images = images
         self.spec = spec
         self.normalisation = normalisation
-        self.order = Order(len(images), batch, seed)
+        self.order = ImageOrder(len(images), batch, seed)
         self.small_steps = small_steps
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
@@ -60,8 +60,8 @@ class TrainingBatches:
         taken = self.images.take(self.order.indices(step).to(self.images.pixels.device, non_blocking=True))
         x = self.normalisation(taken.pixels)
         if self.spec.pad or self.spec.flip:
-            choices = draw(len(taken), self.spec, generator(self.order.seed, "augment", step))
-            x = apply(x, choices, self.spec.pad)
+            choices = random_choices(len(taken), self.spec, generator(self.order.seed, "augment", step))
+            x = crop_and_mirror(x, choices, self.spec.pad)
         x = x.permute(0, 3, 1, 2)
         if step < self.small_steps:
             x = F.interpolate(x, size=(self.spec.small_size,) * 2, mode="bilinear", antialias=True)

@@ -16,7 +16,7 @@ def generator(seed: int, stream: str, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(words[0]) << 31 ^ int(words[1]))
 
 
-class Order:
+class ImageOrder:
     """Which images make up the batch of a step, as a pure function of it.
 
     Epochs follow each other without a gap: the permutations of all epochs form one stream, and step k takes its images

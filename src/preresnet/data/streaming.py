@@ -21,7 +21,7 @@ from preresnet.data import images
 from preresnet.data.augment import Normalisation
 from preresnet.data.crops import augmented, centre, shorter_side
 from preresnet.data.files import ImageFiles
-from preresnet.data.order import Order, generator
+from preresnet.data.order import ImageOrder, generator
 from preresnet.recipe import ImagesInFiles
 from preresnet.spec import UserError
 
@@ -135,7 +135,7 @@ class FileBatches:
         workers: int | None = None,
     ) -> None:
         self.dataset = _Training(files, spec, batch, seed)
-        self.order = Order(len(files), batch, seed)
+        self.order = ImageOrder(len(files), batch, seed)
         self.normalisation = normalisation
         self.workers = num_workers(workers)
         self._ahead: Iterator[tuple[Tensor, Tensor] | str] = iter(())
@@ -159,7 +159,7 @@ class FileBatches:
 class _Keys:
     """For each step from one on, the keys of its images."""
 
-    order: Order
+    order: ImageOrder
     start: int
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:

@@ -103,15 +103,19 @@ def level() -> str:
     given = os.environ.get("PRERESNET_MARCH") or "native"
     if given == "native":
         return given
-    has = _features()
-    able = ", ".join(["native", *(name for name, needed in LEVELS.items() if needed <= has)])
+    able = ", ".join(["native", *levels_here()])
     if given not in LEVELS:
         raise UserError(f"PRERESNET_MARCH is {given!r}; use native, {', '.join(LEVELS)} (here: {able})")
-    if missing := LEVELS[given] - has:
-        raise UserError(
-            f"PRERESNET_MARCH is {given}, but this processor has no {', '.join(sorted(missing))}; use {able}"
-        )
+    if missing := LEVELS[given] - _features():
+        lacking = ", ".join(sorted(missing))
+        raise UserError(f"PRERESNET_MARCH is {given}, but this processor has no {lacking}; use {able}")
     return given
+
+
+def levels_here() -> list[str]:
+    """Which of `LEVELS` this processor executes; on other systems than Linux, none is known."""
+    has = _features()
+    return [name for name, needed in LEVELS.items() if needed <= has]
 
 
 def cache_folder() -> Path:

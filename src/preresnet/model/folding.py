@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from preresnet.kernels import onednn, passes
 from preresnet.model.network import Network, Stage
-from preresnet.model.preactivation import Norm, is_map
+from preresnet.model.preactivation import Norm
 from preresnet.model.shortcuts import Gate, IdentityJoin, Projection, SameConv2d, same_border
 from preresnet.model.units import ResidualUnit
 
@@ -90,7 +90,7 @@ class Affine(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) -> (n, c, h, w)."""
         scale, shift = self.get_buffer("scale"), self.get_buffer("shift")
-        if is_map(x) and passes.available(x) and scale.dtype == passes.sum_type(x.dtype):
+        if passes.used(None, x) and scale.dtype == passes.sum_type(x.dtype):
             return passes.apply(x, scale, shift, (self.get_buffer("mean"), self.get_buffer("inv_std")), relu=self.relu)
         y = x * scale.to(x.dtype).view(-1, 1, 1) + shift.to(x.dtype).view(-1, 1, 1)
         return F.relu_(y) if self.relu else y
@@ -179,7 +179,7 @@ class Classifier(nn.Module):
 def affine(norm: Norm) -> tuple[Tensor, Tensor]:
     """A norm in evaluation mode as x * scale + shift: two of (c,), float64."""
     mean, var = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
-    scale = norm.weight.detach().double() * torch.rsqrt(var + norm.eps)
+    scale = norm.weight.detach().double() * torch.rsqrt(var + norm.epsilon)
     return scale, norm.bias.detach().double() - mean * scale
 
 

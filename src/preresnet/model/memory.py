@@ -1,4 +1,4 @@
-"""How much memory does a training step take, and which plan makes it fit?
+"""Memory of a training step: what the backward pass computes again, and what that leaves to be held.
 
 | plan | what the backward pass finds in memory | what it computes again |
 |---|---|---|
@@ -13,91 +13,41 @@ Source: Chen et al., 2016, "Training deep nets with sublinear memory cost", for 
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal, get_args
 
-import torch
-from torch import Tensor, nn
-
-from preresnet.model.network import Network, Stage, meta
+from preresnet.model.counts import BFLOAT16, Step, count
+from preresnet.model.network import Network, Stage
 from preresnet.model.units import ResidualUnit
-from preresnet.spec import NetSpec, UnitShape, UserError
-
-Plan = Literal["plain", "recompute", "units", "sqrt"]
-PLANS: tuple[Plan, ...] = get_args(Plan)
+from preresnet.spec import MEMORY_PLANS, MemoryPlan, NetSpec, UserError
 
 # Of a parameter. The copy is what bfloat16 computes with, kept from forward to backward.
 STATE_BYTES, COPY_BYTES, GRADIENT_BYTES = 8, 2, 4  # float32 weight and momentum; bfloat16; float32
 WORKING_MAPS = 3  # of the largest size, beside what is saved: two gradients, and what is being recomputed
 
 
-def set_plan(model: Network, plan: Plan) -> None:
+def set_plan(model: Network, plan: MemoryPlan) -> None:
     """Choose what the network's backward pass will recompute.
 
     Args:
         model: changed in place; its weights and results are not.
-        plan: one of `PLANS`.
+        plan: one of `MEMORY_PLANS`.
 
     Raises:
         ValueError: no such plan.
     """
-    if plan not in PLANS:
-        raise UserError(f"no memory plan {plan!r}; use {', '.join(PLANS)}")
+    if plan not in MEMORY_PLANS:
+        raise UserError(f"no memory plan {plan!r}; use {', '.join(MEMORY_PLANS)}")
     for stage in model.stages:
         assert isinstance(stage, Stage)
         units = list(stage.units)
-        segments = {"units": len(units), "sqrt": round(math.sqrt(len(units)))}.get(plan, 0)
-        stage.segment = math.ceil(len(units) / segments) if segments else 0
+        stage.segment = _segment(plan, len(units))
         for unit in units:
             assert isinstance(unit, ResidualUnit)
             unit.recompute = plan == "recompute"
 
 
-class Saved:
-    """What autograd keeps while this is in use: each storage once, without parameters.
-
-    Args:
-        model: whose parameters are not counted.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._kept: dict[int, Tensor] = {}
-        self._parameters = {p.untyped_storage()._cdata for p in model.parameters()}
-        self.bytes = 0
-
-    def add(self, tensor: Tensor) -> Tensor:
-        """Count a tensor's storage unless it is known."""
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._kept and storage._cdata not in self._parameters:
-            self._kept[storage._cdata] = tensor  # kept alive, so that no other storage takes its place
-            self.bytes += storage.nbytes()
-        return tensor
-
-    def leave_out(self, tensor: Tensor) -> None:
-        """Do not count a tensor's storage, whether it was saved or not."""
-        storage = tensor.untyped_storage()
-        if storage._cdata in self._kept:
-            self.bytes -= storage.nbytes()
-
-    @contextmanager
-    def counting(self) -> Iterator[None]:
-        """Count all that is saved inside."""
-        with torch.autograd.graph.saved_tensors_hooks(self.add, lambda tensor: tensor):
-            yield
-
-
-def without_memory(spec: NetSpec, precision: str) -> Network:
-    """The network on the meta device in training mode, its operations in the types that autocast would choose."""
-    model = meta(spec).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if precision == "bfloat16":
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                module.to(torch.bfloat16)
-    return model
-
-
-def predict(spec: NetSpec, size: int, batch: int, precision: str, plan: Plan) -> dict[str, int]:
+def predict(
+    spec: NetSpec, size: int, batch: int, precision: str, plan: MemoryPlan, *, fused: bool = True
+) -> dict[str, int]:
     """Memory of a training step, from the shapes alone.
 
     Args:
@@ -106,67 +56,53 @@ def predict(spec: NetSpec, size: int, batch: int, precision: str, plan: Plan) ->
         batch: images in a step (those that one norm sees, where the recipe divides the batch).
         precision: ``float32`` or ``bfloat16`` (autocast).
         plan: what is recomputed.
+        fused: whether the step uses passes of our own, as it does on a CPU.
 
     Returns:
         ``weights_bytes`` (weights, their copies and momentum), ``saved_bytes`` (activations held after the forward
         pass) and ``peak_bytes`` (the most held at any time: weights, gradients, saved activations, the segment that is
         being recomputed, and working space).
     """
-    return _predict(without_memory(spec, precision), size, batch, precision, plan)
+    step = Step(batch, precision, fused, recompute=plan == "recompute")
+    parts = count(spec, size, step)
 
+    def nbytes(shape: tuple[int, ...]) -> int:
+        return batch * math.prod(shape) * step.dtype.itemsize
 
-def _predict(model: Network, size: int, batch: int, precision: str, plan: Plan) -> dict[str, int]:
-    spec = model.spec
-    set_plan(model, plan)
-    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    x = torch.empty(batch, spec.in_channels, size, size, device="meta", dtype=dtype)
-    x = x.contiguous(memory_format=torch.channels_last)
-    held = Saved(model)
-    most = largest = held_by_units = 0
-    with held.counting():
-        x = model.stem(x)
-    held.leave_out(x)
-    shapes = [shape for _, _, shape in spec.units()]
-    known: dict[tuple[UnitShape, torch.Size], tuple[int, torch.Size]] = {}  # what like units save, and their output
-    for stage in model.stages:
-        assert isinstance(stage, Stage)
-        inside = 0
-        for index, unit in enumerate(stage.units):
-            key = shapes.pop(0), x.shape
-            starts_segment = stage.segment and index % stage.segment == 0
-            if starts_segment:
-                held_by_units += x.nbytes
-                inside = -x.nbytes  # the first unit of a segment would save it too
-            largest = max(largest, x.nbytes)
-            if key not in known:
-                saved = Saved(model)
-                with saved.counting():
-                    y = unit(x)
-                saved.leave_out(y)  # a ReLU keeps its result, but it is also what the next unit reads and keeps
-                known[key] = saved.bytes, y.shape
-            num_bytes, output = known[key]
-            x = torch.empty(output, dtype=dtype, device="meta").contiguous(memory_format=torch.channels_last)
-            largest = max(largest, x.nbytes)
-            if stage.segment:
-                inside += num_bytes
-                most = max(most, held.bytes + held_by_units + inside)
+    x = nbytes(parts.stem.output)
+    held = sum(parts.stem.kept) + parts.stem.keeps_input * nbytes((spec.in_channels, size, size))
+    largest, most = x, 0
+    for units in parts.stages:
+        length, inside = _segment(plan, len(units)), 0
+        for index, unit in enumerate(units):
+            # A ReLU at a unit's end keeps its result, but it is also what the next unit reads and keeps.
+            saved = sum(unit.kept) + unit.keeps_input * x
+            if not length:
+                held += saved
+            elif index % length == 0:
+                held += x
+                inside = saved - x  # the first unit of a segment would save it too
             else:
-                held_by_units += num_bytes
-    with held.counting():
-        model.head(x)
-    parameters = sum(p.numel() for p in model.parameters())
-    weights = (STATE_BYTES + (COPY_BYTES if precision == "bfloat16" else 0)) * parameters
-    saved = held.bytes + held_by_units
+                inside += saved
+            if length:
+                most = max(most, held + inside)
+            x = nbytes(unit.output)
+            largest = max(largest, x)
+    held += sum(parts.head.kept) + parts.head.keeps_input * x
+    parameters = sum(part.parameters for part in parts.all())
+    weights = (STATE_BYTES + (COPY_BYTES if precision == BFLOAT16 else 0)) * parameters
     # Gradients come as saved activations go; only segments that are recomputed late in the backward pass meet them.
-    most = max(saved, most + GRADIENT_BYTES * parameters) + WORKING_MAPS * largest
+    most = max(held, most + GRADIENT_BYTES * parameters) + WORKING_MAPS * largest
     return {
         "weights_bytes": weights,
-        "saved_bytes": saved,
+        "saved_bytes": held,
         "peak_bytes": weights + max(most, GRADIENT_BYTES * parameters),
     }
 
 
-def choose(spec: NetSpec, size: int, batch: int, precision: str, available: int) -> tuple[Plan, dict[str, int]]:
+def choose(
+    spec: NetSpec, size: int, batch: int, precision: str, available: int, *, fused: bool = True
+) -> tuple[MemoryPlan, dict[str, int]]:
     """The plan that computes least among those that fit.
 
     Args:
@@ -175,18 +111,19 @@ def choose(spec: NetSpec, size: int, batch: int, precision: str, available: int)
         batch: as in `predict`.
         precision: as in `predict`.
         available: bytes that a training step may take.
+        fused: as in `predict`.
 
     Returns:
         The plan and its prediction; the leanest plan where none fits.
     """
-    for plan, found in predictions(spec, size, batch, precision):
-        if found["peak_bytes"] <= available or plan == PLANS[-1]:
+    for plan in MEMORY_PLANS:
+        found = predict(spec, size, batch, precision, plan, fused=fused)
+        if found["peak_bytes"] <= available or plan == MEMORY_PLANS[-1]:
             return plan, found
     raise AssertionError
 
 
-def predictions(spec: NetSpec, size: int, batch: int, precision: str) -> Iterator[tuple[Plan, dict[str, int]]]:
-    """`predict` for each plan, from the one that computes least to the leanest."""
-    model = without_memory(spec, precision)
-    for plan in PLANS:
-        yield plan, _predict(model, size, batch, precision, plan)
+def _segment(plan: MemoryPlan, num_units: int) -> int:
+    """How many units of a stage are computed again together; 0 for none."""
+    segments = {"units": num_units, "sqrt": round(math.sqrt(num_units))}.get(plan, 0)
+    return math.ceil(num_units / segments) if segments else 0

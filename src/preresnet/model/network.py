@@ -1,12 +1,15 @@
-"""How does a specification become a network that computes, with reproducible weights and named intermediates?"""
+"""The network that a specification describes, with reproducible weights and named intermediates."""
 
 import math
+from collections.abc import Iterable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from preresnet.model.preactivation import Norm, activation, recomputed
+from preresnet.model import preactivation
+from preresnet.model.preactivation import Norm, activation, is_hooked
+from preresnet.model.recomputation import recomputed
 from preresnet.model.shortcuts import GatedJoin, IdentityJoin, SameMaxPool2d, conv
 from preresnet.model.units import ResidualUnit
 from preresnet.spec import NetSpec, StemSpec, UserError
@@ -25,7 +28,11 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, in_channels, h, w) -> (n, stem width, ceil(h / s), ceil(w / s)), s as `StemSpec.reduction`."""
-        return self.pool(self.norm(self.conv(x)))
+        y = self.conv(x)
+        # As the weights of a convolution lie in memory, so does its result; those of one channel lie both ways.
+        if self.conv.weight.is_contiguous(memory_format=torch.channels_last):
+            y = y.contiguous(memory_format=torch.channels_last)
+        return self.pool(self.norm(y))
 
 
 def _pool(stem: StemSpec) -> nn.Module:
@@ -50,14 +57,31 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c_in, h, w) -> (n, c_out, h / stride, w / stride)."""
-        if not (self.segment and torch.is_grad_enabled()):
-            return self.units(x)
+        return self.advance(x, None)[0]
+
+    def advance(self, x: Tensor, moments: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """As `forward`, with the statistics of x and of the result handed on, where they are known."""
+        if is_hooked(self.units):
+            return self.units(x), None
         units = list(self.units)
-        for first in range(0, len(units), self.segment):
-            part = units[first : first + self.segment]
-            keep = self.last and first + self.segment >= len(units)
-            x = nn.Sequential(*part)(x) if keep else recomputed(part, x)
-        return x
+        size = self.segment if torch.is_grad_enabled() and self.segment else len(units)
+        for first in range(0, len(units), size):
+            part = units[first : first + size]
+            if not self.segment or not torch.is_grad_enabled() or (self.last and first + size >= len(units)):
+                x, moments = in_order(part, x, moments)
+            else:
+                x, moments = recomputed(partial(in_order, part), part, x, moments)
+        return x, moments
+
+
+def in_order(modules: Iterable[nn.Module], x: Tensor, moments: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Stages or units one after the other, from one to the next the statistics of x that nobody can have made stale."""
+    for module in modules:
+        if type(module) in (Stage, ResidualUnit) and not is_hooked(module):
+            x, moments = module.advance(x, moments)  # type: ignore[operator]
+        else:
+            x, moments = module(x), None
+    return x, moments
 
 
 class Head(nn.Module):
@@ -98,6 +122,7 @@ class Network(nn.Module):
         built[-1].last = True
         self.stages = nn.Sequential(*built)
         self.head = Head(spec)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of a batch of images.
@@ -130,7 +155,9 @@ class Network(nn.Module):
                 f"input of shape {tuple(x.shape)}; this network takes (n, {self.spec.in_channels}, h, w). "
                 "For another number of channels build it with in_channels=..."
             )
-        return self.head.norm(self.stages(self.stem(x)))
+        x = self.stem(x)
+        x, moments = (self.stages(x), None) if is_hooked(self.stages) else in_order(self.stages, x, None)
+        return preactivation.apply(self.head.norm, x, moments)
 
     def taps(self, x: Tensor) -> dict[str, Tensor]:
         """Every intermediate of one forward pass that the paper's equations name, in the order of execution.
@@ -196,7 +223,8 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
-            module.weight.normal_(0.0, math.sqrt(2 / fan_out), generator=generator)
+            drawn = torch.empty(module.weight.shape)  # drawn in the order of a weight's indices, however it lies
+            module.weight.copy_(drawn.normal_(0.0, math.sqrt(2 / fan_out), generator=generator))
         elif isinstance(module, nn.Linear):
             bound = 1 / math.sqrt(module.in_features)
             module.weight.uniform_(-bound, bound, generator=generator)
@@ -204,12 +232,13 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
             module.bias.zero_()
 
 
-def set_fused(model: nn.Module, fused: bool) -> None:
-    """Choose whether training computes with the operations of `preresnet.kernels.passes` or with PyTorch's own.
+def set_fused(model: nn.Module, fused: bool | None) -> None:
+    """Choose whether training computes with the passes of `preresnet.kernels` or with PyTorch's own operations.
 
     Args:
         model: changed in place; its weights are not, and its results only by rounding.
-        fused: a new network's setting is True.
+        fused: None, a new network's setting: where they are proven, which is on a CPU. True: also on a GPU. False:
+            never.
     """
     for module in model.modules():
         if isinstance(module, Norm | IdentityJoin | GatedJoin):
@@ -224,7 +253,7 @@ def build(spec: NetSpec, seed: int | None = None) -> Network:
         seed: of the weights; without one, drawn from PyTorch's default generator (so ``torch.manual_seed`` decides).
 
     Returns:
-        The network on the CPU in float32, in training mode.
+        The network on the CPU in float32, its weights in channels_last memory, in training mode.
     """
     model = Network(spec)
     if seed is None:

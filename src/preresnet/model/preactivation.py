@@ -1,36 +1,33 @@
-"""How do a batch norm, its ReLU and the convolution behind them become one operation that saves little?
+"""Batch norm and ReLU as one module, and how it joins what stands before and behind it.
 
-The reference is PyTorch: ``relu(batch_norm(x))``. The fused operation computes the same from `passes`: it saves its
-input and two vectors, and recomputes mask and normalised value from them. It may also include
+In training a `Norm` is one operation (`preresnet.kernels.operations`) that saves its input and some vectors. It may
+take in
 
 - the convolution that follows, whose input is then recomputed in the backward pass instead of being saved;
-- the shortcut that leaves x beside it (a fork): the two gradients of x are then added in the pass that makes one;
-- the addition before it (`add`): the statistics are then formed in the pass that adds.
+- the gradient of whoever else reads its input: two gradients are then added in the pass that makes one;
+- the statistics of its input, where the addition before it has formed them.
 
-The reference is taken in evaluation mode, for memory layouts and devices without passes, and wherever a tracer or a
-transform of PyTorch has to see plain operations (`torch.compile`, `torch.export`, `torch.func`, FX).
+Statistics are handed from function to function, never kept beside a tensor; and only from a module to the next where
+nobody can have changed the tensor between them (`is_hooked`).
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.utils._python_dispatch import _get_current_dispatch_mode
-from torch.utils.checkpoint import checkpoint
+from torch.nn.modules.module import _has_any_global_hook
 
-from preresnet.kernels import passes
-from preresnet.kernels.passes import Statistics
+from preresnet.kernels import operations, passes
+from preresnet.model.recomputation import current_tape
 from preresnet.spec import Dialect
 
 
-class Norm(nn.BatchNorm2d):
+class Norm(nn.Module):
     """BN(x), or ReLU(BN(x)) where the order puts a ReLU right behind.
+
+    It has the tensors of ``nn.BatchNorm2d`` under the same names, but is none: what replaces or folds a BatchNorm2d
+    would lose the ReLU. PyTorch's converters leave it as it is, or refuse it.
 
     Paper: the pre-activation of Eq. 9 and Fig. 4(e); Fig. 4 for the other places.
 
@@ -40,52 +37,115 @@ class Norm(nn.BatchNorm2d):
         dialect: epsilon and momentum of the norm.
 
     Attributes:
-        fused: False to compute with PyTorch's own operations always.
+        fused: whether training computes with passes of our own: None where they are proven, True also on a GPU, False
+            never.
+        epsilon: added to the variance.
+        momentum: weight of the new batch in the running statistics; None for the mean over all batches.
     """
 
+    _version = 2  # as a BatchNorm2d that has `num_batches_tracked`
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
     def __init__(self, width: int, dialect: Dialect, *, relu: bool) -> None:
-        super().__init__(width, eps=dialect.norm_eps, momentum=dialect.norm_momentum)
-        self.relu = relu
-        self.fused = True
+        super().__init__()
+        self.width, self.relu = width, relu
+        self.epsilon, self.momentum = dialect.norm_eps, dialect.norm_momentum
+        self.fused: bool | None = None
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    @property
+    def eps(self) -> float:
+        """The name under which PyTorch's functions look for `epsilon` when they fold a norm into a convolution.
+
+        Raises:
+            TypeError: the norm ends in a ReLU, which they would drop.
+        """
+        if self.relu:
+            raise TypeError(
+                "this norm ends in a ReLU, which folding it as a BatchNorm2d would drop; use "
+                "preresnet.model.folding.folded for the whole network, or `epsilon` for the number"
+            )
+        return self.epsilon
 
     def extra_repr(self) -> str:
-        """As PyTorch's, and whether a ReLU is included."""
-        return f"{super().extra_repr()}, relu={self.relu}"
+        """Channels, settings, and whether a ReLU is included."""
+        return f"{self.width}, epsilon={self.epsilon}, momentum={self.momentum}, relu={self.relu}"
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(n, c, h, w) -> (n, c, h, w), with the ReLU all entries at least 0."""
+    def forward(self, input: Tensor, moments: Tensor | None = None) -> Tensor:
+        """(n, c, h, w) -> (n, c, h, w), with the ReLU all entries at least 0.
+
+        Args:
+            input: the feature map.
+            moments: (2, c), its mean and variance where an addition has formed them.
+        """
         if self.fuses(input):
-            return _call(self, input, None, fork=False)[0]
-        if self.training and (tape := _tape.get()) is not None and tape.replaying:
-            y = reference(input, self.weight, self.bias, self.eps, relu=False)  # the statistics have moved already
-        else:
-            y = super().forward(input)
+            return self.by_passes(input, moments)[0]
+        if input.ndim != 4:
+            raise ValueError(f"expected 4D input (got {input.ndim}D input)")
+        tape = current_tape() if self.training else None
+        running = self.running_mean, self.running_var
+        if tape is not None and tape.replaying:
+            running = None, None  # they have moved already
+        batch = self.training or running[0] is None
+        momentum = self._moving() if self.training and running[0] is not None else 0.0
+        y = F.batch_norm(input, *running, self.weight, self.bias, batch, momentum, self.epsilon)
         # The norm's output is a fresh tensor that its own backward does not need: ReLU may overwrite it.
         return F.relu(y, inplace=True) if self.relu else y
 
     def fuses(self, x: Tensor) -> bool:
-        """Whether the fused operation computes this call."""
+        """Whether passes of our own compute this call."""
         return (
-            self.fused
-            and self.training
-            and self.track_running_stats
-            and self.momentum is not None
-            and self.affine
-            and is_map(x)
+            self.training
+            and passes.used(self.fused, x)
             and x.numel() > x.shape[1]
             and self.weight.dtype == passes.sum_type(x.dtype)
-            and passes.available(x)
-            and _executes()
         )
 
+    def by_passes(self, x: Tensor, moments: Tensor | None, conv: nn.Conv2d | None = None) -> tuple[Tensor, Tensor]:
+        """The result of the passes, or a convolution of it; and what stands for x (`with_shortcut`)."""
+        tape = current_tape()
+        known = tape.next() if tape is not None and tape.replaying else None
+        y, x, *statistics = operations.norm(
+            x,
+            self.weight,
+            self.bias,
+            (self.running_mean, self.running_var),
+            momentum=0.0 if known else self._moving(),
+            eps=self.epsilon,
+            relu=self.relu,
+            moments=moments,
+            known=known,
+            conv=conv,
+        )
+        if tape is not None and known is None:
+            tape.statistics.append((statistics[0], statistics[1]))
+        return y, x
 
-def reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, relu: bool) -> Tensor:
-    """What the fused operation computes, in PyTorch's own operations: (n, c, h, w) -> (n, c, h, w)."""
-    y = F.batch_norm(x, None, None, weight, bias, True, eps=eps)
-    return F.relu(y) if relu else y
+    def _moving(self) -> float:
+        """How far running statistics move towards those of this batch, which is counted."""
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                return 1 / float(self.num_batches_tracked)
+        return self.momentum or 0.0
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any, **named: Any) -> None:
+        """As a BatchNorm2d: files that do not count batches are read, and the count stays."""
+        metadata: dict[str, Any] = named["local_metadata"] if "local_metadata" in named else others[0]
+        key, count = prefix + "num_batches_tracked", self.num_batches_tracked
+        if count is not None and (metadata.get("version") or 0) < 2 and key not in state_dict:
+            state_dict[key] = torch.zeros_like(count, device="cpu") if count.device.type == "meta" else count
+        super()._load_from_state_dict(state_dict, prefix, *others, **named)
 
 
-def fork(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def with_shortcut(norm: nn.Module, x: Tensor, moments: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """``norm(x)``, and x for whatever else uses it: their gradients are then added inside the norm's backward pass.
 
     The second result stands for x: the gradient with respect to it is only that of its own uses.
@@ -93,61 +153,56 @@ def fork(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         norm: what `activation` makes.
         x: (n, c, h, w).
+        moments: (2, c), mean and variance of x where an addition has formed them.
 
     Returns:
         Two tensors of the shape of x.
     """
-    if isinstance(norm, Norm) and not observed(norm) and norm.fuses(x):
-        return _call(norm, x, None, fork=True)
+    if _is_free(norm) and norm.fuses(x):
+        return norm.by_passes(x, moments)
     return norm(x), x
 
 
-def convolve(norm: nn.Module, conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """``conv(norm(x))`` without saving ``norm(x)``, and x as `fork` gives it.
+def apply(norm: nn.Module, x: Tensor, moments: Tensor | None) -> Tensor:
+    """``norm(x)``, with the statistics of x where they are known and nobody has hooked the norm."""
+    return norm(x, moments) if _is_free(norm) else norm(x)
+
+
+def convolve(norm: nn.Module, conv: nn.Module, x: Tensor, moments: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """``conv(norm(x))`` without saving ``norm(x)``, and x as `with_shortcut` gives it.
 
     Args:
         norm: what `activation` makes.
         conv: the convolution that follows.
         x: (n, c, h, w).
+        moments: as for `with_shortcut`.
 
     Returns:
         The result of the convolution, and a tensor of the shape of x.
     """
     if (
-        isinstance(norm, Norm)
+        _is_free(norm)
         and type(conv) is nn.Conv2d
         and isinstance(conv.padding, tuple)
         and conv.padding_mode == "zeros"
-        and not observed(norm, conv)
+        and not is_hooked(conv)
+        and _computed_in(conv, x) == x.dtype
         and norm.fuses(x)
     ):
-        return _call(norm, x, conv, fork=True)
-    y, x = fork(norm, x)
+        return norm.by_passes(x, moments, conv)
+    y, x = with_shortcut(norm, x, moments)
     return conv(y), x
 
 
-def add(a: Tensor, b: Tensor) -> Tensor:
-    """``a + b``, keeping the statistics of the sum for the norm that reads it next.
-
-    Args:
-        a: (n, c, h, w).
-        b: as a.
-
-    Returns:
-        As a.
-    """
-    if not alike(a, b):
-        return a + b
-    y, moments = _Addition.apply(a, b)
-    if not y.is_inference():
-        y.__dict__["moments"] = moments, y._version
-    return y
+def _is_free(norm: nn.Module) -> TypeGuard[Norm]:
+    return type(norm) is Norm and not is_hooked(norm)
 
 
-def _moments(x: Tensor) -> Tensor | None:
-    """Mean and variance that `add` has formed, unless x was changed since."""
-    moments, version = x.__dict__.get("moments", (None, None))
-    return moments if moments is not None and version == x._version else None
+def _computed_in(conv: nn.Conv2d, x: Tensor) -> torch.dtype:
+    """The type in which a convolution computes, where autocast may decide it."""
+    kind, dtype = x.device.type, conv.weight.dtype
+    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if casts else dtype
 
 
 def activation(pattern: str, width: int, dialect: Dialect) -> nn.Module:
@@ -163,266 +218,14 @@ def activation(pattern: str, width: int, dialect: Dialect) -> nn.Module:
     return Norm(width, dialect, relu="R" in pattern)
 
 
-def observed(*modules: nn.Module) -> bool:
-    """Whether someone has hooked one of these modules, so that it has to be called as a module."""
-    return any(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+def is_hooked(*modules: nn.Module) -> bool:
+    """Whether somebody has put a hook on one of these modules, or another forward, so that it must be called as one."""
+    return bool(_has_any_global_hook()) or any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or module._compiled_call_impl is not None
+        or "forward" in module.__dict__
         for module in modules
     )
-
-
-def is_map(x: Tensor) -> bool:
-    """Whether x is a feature map in the memory layout that the passes read (without memory, any layout will do)."""
-    return (
-        type(x) in (Tensor, nn.Parameter)
-        and x.ndim == 4
-        and (x.is_contiguous(memory_format=torch.channels_last) or x.is_meta)
-    )
-
-
-def alike(*maps: Tensor) -> bool:
-    """Whether feature maps of one shape and type can be read by one pass."""
-    first = maps[0]
-    return (
-        all(is_map(x) and x.shape == first.shape and x.dtype == first.dtype for x in maps)
-        and first.numel() > 0
-        and passes.available(first)
-        and _executes()
-    )
-
-
-def _executes() -> bool:
-    """Whether operations run as they are called: no tracer, no transform and no forward-mode derivative."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or _get_current_dispatch_mode() is not None
-    )
-
-
-# --- recomputed parts: statistics are those of the first time -----------------------------------------------------
-
-
-@dataclass
-class Tape:
-    """The batch statistics of all fused norms of a part of the network, in the order of execution."""
-
-    statistics: list[Statistics] = field(default_factory=list)
-    replaying: bool = False
-    position: int = 0
-
-
-_tape: ContextVar[Tape | None] = ContextVar("tape", default=None)
-
-
-@contextmanager
-def taped(tape: Tape, *, replaying: bool) -> Iterator[None]:
-    """Record the statistics of a forward pass, or repeat the pass with them.
-
-    A repetition gives the same values bit for bit, moves no running statistics, and saves the pass that forms them.
-    """
-    tape.replaying, tape.position = replaying, 0
-    token = _tape.set(tape)
-    try:
-        yield
-    finally:
-        _tape.reset(token)
-
-
-def recomputed(parts: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """Modules one after the other, keeping x alone: their forward pass is repeated when the backward pass needs it.
-
-    Source: Chen et al., 2016, "Training deep nets with sublinear memory cost".
-
-    Args:
-        parts: whose result is wanted; norms keep the statistics of the first time, dropout its masks.
-        x: what enters the first of them.
-
-    Returns:
-        What leaves the last of them.
-    """
-    tape = Tape()
-
-    def run(x: Tensor) -> Tensor:
-        for part in parts:
-            x = part(x)
-        return x
-
-    result = checkpoint(
-        run,
-        x,
-        use_reentrant=False,
-        context_fn=lambda: (taped(tape, replaying=False), taped(tape, replaying=True)),
-        # Reading the generators' state costs time, on a GPU a synchronisation.
-        preserve_rng_state=any(isinstance(module, nn.Dropout) for part in parts for module in part.modules()),
-    )
-    assert isinstance(result, Tensor)
-    return result
-
-
-# --- the operation ------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Settings:
-    """Everything about one call that is not a tensor to be differentiated."""
-
-    norm: Norm
-    conv: nn.Conv2d | None
-    fork: bool
-    moments: Tensor | None
-
-    def convolution(self, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        assert self.conv is not None
-        bias = None if bias is None else bias.to(y.dtype)
-        return F.conv2d(
-            y,
-            weight.to(y.dtype),
-            bias,
-            self.conv.stride,
-            self.conv.padding,
-            self.conv.dilation,
-            self.conv.groups,  # type: ignore[arg-type]
-        )
-
-
-def _call(norm: Norm, x: Tensor, conv: nn.Conv2d | None, *, fork: bool) -> tuple[Tensor, Tensor]:
-    kernel, conv_bias = (None, None) if conv is None else (conv.weight, conv.bias)
-    settings = _Settings(norm, conv, fork, _moments(x))
-    return _Activation.apply(x, norm.weight, norm.bias, kernel, conv_bias, settings)
-
-
-class _Activation(torch.autograd.Function):
-    """ReLU(BN(x)), or conv(ReLU(BN(x))); the second result is x where it forks and None otherwise."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        kernel: Tensor | None,
-        conv_bias: Tensor | None,
-        settings: _Settings,
-    ) -> tuple[Tensor, Tensor | None]:
-        norm, tape = settings.norm, _tape.get()
-        passing = kernel is not None  # the convolution reads y here, and nobody after it
-        if tape is not None and tape.replaying:
-            mean, inv_std = tape.statistics[tape.position]
-            tape.position += 1
-            y = passes.apply(x, weight, bias, (mean, inv_std), relu=norm.relu, passing=passing)
-        else:
-            running: Any = norm.running_mean, norm.running_var
-            momentum: Any = norm.momentum
-            y, mean, inv_std = passes.normalise(
-                x,
-                weight,
-                bias,
-                running,
-                momentum=momentum,
-                eps=norm.eps,
-                relu=norm.relu,
-                moments=settings.moments,
-                passing=passing,
-            )
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.add_(1)
-            if tape is not None:
-                tape.statistics.append((mean, inv_std))
-        ctx.settings = settings
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, weight, bias, mean, inv_std, kernel, conv_bias)
-        if kernel is not None:
-            y = settings.convolution(y, kernel, conv_bias)
-        return y, x if settings.fork else None
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        grad, grad_fork = grad_outputs
-        x, weight, bias, mean, inv_std, kernel, conv_bias = ctx.saved_tensors
-        settings: _Settings = ctx.settings
-        if grad is None:
-            return grad_fork, None, None, None, None, None
-        if torch.is_grad_enabled():  # create_graph=True: this pass will itself be differentiated
-            d_x, *others = _differentiable(settings, grad, x, weight, bias, kernel, conv_bias)
-            assert d_x is not None
-            return d_x if grad_fork is None else d_x + grad_fork, *others, None
-        d_kernel, d_conv_bias = None, None
-        if kernel is not None:
-            grad, d_kernel, d_conv_bias = _differentiate_convolution(
-                settings,
-                grad,
-                passes.apply(x, weight, bias, (mean, inv_std), relu=settings.norm.relu, passing=True),
-                kernel,
-                conv_bias,
-            )
-        d_x, d_weight, d_bias = passes.differentiate(
-            x,
-            grad,
-            weight,
-            bias,
-            (mean, inv_std),
-            grad_fork,
-            relu=settings.norm.relu,
-            overwrite=kernel is not None,  # the gradient was made here
-        )
-        return d_x, d_weight, d_bias, d_kernel, d_conv_bias, None
-
-
-class _Addition(torch.autograd.Function):
-    """a + b; the second result is mean and variance of the sum."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        y, moments = passes.add(a, b)
-        ctx.mark_non_differentiable(moments)
-        ctx.set_materialize_grads(False)
-        return y, moments
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        return grad_outputs[0], grad_outputs[0]
-
-
-def _differentiate_convolution(
-    settings: _Settings, grad: Tensor, y: Tensor, kernel: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    conv = settings.conv
-    assert conv is not None
-    d_y, d_kernel, d_bias = torch.ops.aten.convolution_backward(
-        grad,
-        y,
-        kernel.to(y.dtype),
-        None if bias is None else [len(bias)],
-        conv.stride,
-        conv.padding,
-        conv.dilation,
-        False,
-        [0, 0],
-        conv.groups,
-        [True, True, bias is not None],
-    )
-    return d_y, d_kernel.to(kernel.dtype), None if bias is None else d_bias.to(bias.dtype)
-
-
-def _differentiable(
-    settings: _Settings,
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    kernel: Tensor | None,
-    conv_bias: Tensor | None,
-) -> tuple[Tensor | None, ...]:
-    """The gradients through the reference, so that they can be differentiated again."""
-    y = reference(x, weight, bias, settings.norm.eps, relu=settings.norm.relu)
-    if kernel is not None:
-        y = settings.convolution(y, kernel, conv_bias)
-    inputs = [
-        tensor if tensor is not None and tensor.requires_grad else None
-        for tensor in (x, weight, bias, kernel, conv_bias)
-    ]
-    found = iter(torch.autograd.grad(y, [tensor for tensor in inputs if tensor is not None], grad, create_graph=True))
-    return tuple(None if tensor is None else next(found) for tensor in inputs)

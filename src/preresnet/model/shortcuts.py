@@ -1,4 +1,4 @@
-"""How are shortcut and residual joined (Fig. 2), and what carries a shortcut across a change of dimension?"""
+"""The joins of shortcut and residual (Fig. 2), and what carries a shortcut across a change of dimension."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from preresnet import spec
-from preresnet.kernels import passes
-from preresnet.model.preactivation import activation, add, alike, observed
+from preresnet.kernels import operations, passes
+from preresnet.model.preactivation import activation, is_hooked
 from preresnet.spec import ConvPadding, Dialect, UnitShape
 
 
@@ -102,28 +102,24 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c_in, h, w) -> (n, c_out, ceil(h / stride), ceil(w / stride)), in (0, 1)."""
-        return _opened(self.logit(x), self.bias)
+        return torch.sigmoid(self.logit(x).to(self.bias.dtype) + self.bias.view(-1, 1, 1))
 
     def logit(self, x: Tensor) -> Tensor:
         """W_g x: (n, c_in, h, w) -> (n, c_out, ceil(h / stride), ceil(w / stride))."""
         return self.norm(self.conv(x))
 
 
-def _opened(logit: Tensor, bias: Tensor) -> Tensor:
-    return torch.sigmoid(logit.to(bias.dtype) + bias.view(-1, 1, 1))
-
-
 class IdentityJoin(nn.Module):
     """y = h(x) + F. Paper: Eq. 1 and 3.
 
     Attributes:
-        fused: False to compute with PyTorch's own operations always.
+        fused: as that of a `preresnet.model.preactivation.Norm`.
     """
 
     def __init__(self, shortcut: nn.Module) -> None:
         super().__init__()
         self.shortcut = shortcut
-        self.fused = True
+        self.fused: bool | None = None
 
     def parts(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """The two summands: h(x) and F."""
@@ -131,8 +127,21 @@ class IdentityJoin(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """Both (n, c, h, w) after the shortcut -> (n, c, h, w)."""
+        return self.shortcut(x) + residual
+
+    def advance(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As `forward`; and in training, where the sum is formed by a pass, its mean and variance: (2, c)."""
         shortcut = self.shortcut(x)
-        return add(shortcut, residual) if self.training and self.fused else shortcut + residual
+        if self.training and passes.used(self.fused, shortcut, residual):
+            return operations.addition(shortcut, residual)
+        return shortcut + residual, None
+
+
+def add_up(join: nn.Module, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor | None]:
+    """``join(x, residual)``, and mean and variance of the sum where a pass forms them and nobody looks at the join."""
+    if type(join) is IdentityJoin and not is_hooked(join):
+        return join.advance(x, residual)
+    return join(x, residual), None
 
 
 class ScaledJoin(nn.Module):
@@ -174,7 +183,7 @@ class GatedJoin(nn.Module):
     """y = (1 - g(x)) h(x) + g(x) F, or + F where the gate is on the shortcut only. Paper: Fig. 2(c) and 2(d).
 
     Attributes:
-        fused: False to compute with PyTorch's own operations always.
+        fused: as that of a `preresnet.model.preactivation.Norm`.
     """
 
     def __init__(self, shortcut: nn.Module, gate: Gate, *, exclusive: bool) -> None:
@@ -182,7 +191,7 @@ class GatedJoin(nn.Module):
         self.shortcut = shortcut
         self.gate = gate
         self.exclusive = exclusive
-        self.fused = True
+        self.fused: bool | None = None
 
     def parts(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """The two summands, in the gate's precision: (1 - g(x)) h(x), and g(x) F or F."""
@@ -191,44 +200,13 @@ class GatedJoin(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """Both (n, c, h, w) after the shortcut -> (n, c, h, w)."""
-        if self.training and self.fused and not observed(self.gate):
+        if self.training and not is_hooked(self.gate):
             logit, shortcut, bias = self.gate.logit(x), self.shortcut(x), self.gate.bias
-            if alike(logit, shortcut, residual) and bias.dtype == passes.sum_type(logit.dtype):
-                return _Gating.apply(logit, bias, shortcut, residual, self.exclusive)
-            return _gated(logit, bias, shortcut, residual, both=self.exclusive)
+            if passes.used(self.fused, logit, shortcut, residual) and bias.dtype == passes.sum_type(logit.dtype):
+                return operations.gated(logit, bias, shortcut, residual, exclusive=self.exclusive)
+            return operations.plain_gated(logit, bias, shortcut, residual, self.exclusive)
         shortcut, scaled = self.parts(x, residual)
         return (shortcut + scaled).to(residual.dtype)
-
-
-def _gated(logit: Tensor, bias: Tensor, shortcut: Tensor, residual: Tensor, *, both: bool) -> Tensor:
-    """What `passes.gate` computes, in PyTorch's own operations."""
-    gate = _opened(logit, bias)
-    return ((1 - gate) * shortcut + (gate * residual if both else residual)).to(residual.dtype)
-
-
-class _Gating(torch.autograd.Function):
-    """A gated addition that saves what it reads, and computes the gate again in the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, logit: Tensor, bias: Tensor, shortcut: Tensor, residual: Tensor, both: bool) -> Tensor:
-        ctx.save_for_backward(logit, bias, shortcut, residual if both else None)
-        ctx.set_materialize_grads(False)
-        return passes.gate(logit, bias, shortcut, residual, both=both)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        (grad,) = grad_outputs
-        logit, bias, shortcut, residual = ctx.saved_tensors
-        if grad is None:
-            return None, None, None, None, None
-        if not torch.is_grad_enabled():
-            return *passes.differentiate_gate(logit, bias, shortcut, residual, grad), None
-        # create_graph=True: this pass will itself be differentiated
-        inputs = [logit, bias, shortcut, *([] if residual is None else [residual])]
-        behind = torch.zeros_like(grad) if residual is None else residual
-        y = _gated(logit, bias, shortcut, behind, both=residual is not None)
-        found = torch.autograd.grad(y, inputs, grad, create_graph=True, allow_unused=True)
-        return *found, *([grad] if residual is None else []), None
 
 
 class Mask(nn.Dropout):

@@ -1,12 +1,12 @@
-"""What does one residual unit execute, whatever its order and shortcut?"""
+"""The residual unit: what it executes, whatever its order and shortcut."""
 
 from collections import OrderedDict
 
 from torch import Tensor, nn
 
 from preresnet.model import preactivation
-from preresnet.model.preactivation import activation
-from preresnet.model.shortcuts import conv, join
+from preresnet.model.preactivation import activation, is_hooked
+from preresnet.model.shortcuts import add_up, conv, join
 from preresnet.spec import Dialect, UnitShape, UnitSpec
 
 
@@ -35,31 +35,48 @@ class ResidualUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c_in, h, w) -> (n, c_out, ceil(h / stride), ceil(w / stride))."""
-        if self.recompute and not preactivation.observed(self.residual, self.join):
-            residual, x = self._recomputing(x)
-        elif self.shared or preactivation.observed(self.join):  # who looks at the join wants x_l itself, not a fork
-            activated = self.pre(x)
+        return self.advance(x, None)[0]
+
+    def advance(self, x: Tensor, moments: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """As `forward`, with the statistics of x and of the result handed on, where they are known.
+
+        Args:
+            x: (n, c_in, h, w).
+            moments: (2, c_in), mean and variance of x.
+
+        Returns:
+            What `forward` returns, and (2, c_out).
+        """
+        if self.recompute and not is_hooked(self.residual, self.join):
+            residual, x = self._recomputing(x, moments)
+        elif self.shared or is_hooked(self.join):  # who looks at the join wants x_l itself, not what stands for it
+            activated = preactivation.apply(self.pre, x, moments)
             residual = self.residual(activated)
             x = activated if self.shared else x
         else:
-            activated, x = preactivation.fork(self.pre, x)
+            activated, x = preactivation.with_shortcut(self.pre, x, moments)
             residual = self.residual(activated)
-        return self.after_add(self.join(x, residual))
+        if isinstance(self.after_add, nn.ReLU):  # which no statistics survive
+            return self.after_add(self.join(x, residual)), None
+        y, moments = add_up(self.join, x, residual)
+        if isinstance(self.after_add, nn.Identity) and not is_hooked(self.after_add):
+            return y, moments
+        return preactivation.apply(self.after_add, y, moments), None
 
-    def _recomputing(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _recomputing(self, x: Tensor, moments: Tensor | None) -> tuple[Tensor, Tensor]:
         """The residual and what enters the shortcut; each norm and the convolution behind it are one operation."""
         norm: nn.Module = self.pre
         if self.shared:
-            x, norm = self.pre(x), _NOTHING
+            x, norm, moments = preactivation.apply(self.pre, x, moments), _NOTHING, None
         shortcut = h = x
         for number, layer in enumerate(self.residual):
             if not isinstance(layer, nn.Conv2d):
                 norm = layer
                 continue
-            h, source = preactivation.convolve(norm, layer, h)
+            h, source = preactivation.convolve(norm, layer, h, moments)
             if number == 0:
                 shortcut = source
-            norm = _NOTHING
+            norm, moments = _NOTHING, None
         return norm(h), shortcut
 
 

@@ -1,4 +1,4 @@
-"""How are weights kept in a file that needs nothing else to be used?"""
+"""Weights files: the tensors of a network together with its specification, so that nothing else is needed."""
 
 import os
 from pathlib import Path
@@ -58,4 +58,4 @@ def load(path: Path) -> tuple[Network, dict[str, str]]:
         model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         raise UserError(f"the tensors of {file} do not fit its network: {error}") from None
-    return model.eval(), metadata
+    return model.eval().to(memory_format=torch.channels_last), metadata  # type: ignore[call-overload]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from preresnet.pictures.canvas import COLOURS, DASHED, FAINT, PAPER, SIZE, TEXT, blank, plain
+from preresnet.pictures.canvas import COLOURS, DASHED, FAINT, PAPER, SIZE, TEXT, blank, legend, plain
 from preresnet.pictures.curves import split_words
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ LIGHT_FROM = 5  # from this colour on, letters are light
 LIGHT = "#fefefe"  # those letters; not quite `PAPER`, so that a page can tell them apart
 MOST_CELLS = 20  # classes of a map with numbers in its cells
 MOST_BARS = 20
-MOST_LETTERS = 32  # of a class's name in a picture; the table beside it has the whole
+BAR_LETTERS, CELL_LETTERS = 32, 20  # of a class's name in a picture; the table beside it has the whole
 
 
 def draw_classes(evaluation: Mapping[str, Any]) -> "tuple[Figure, str]":
@@ -31,11 +31,14 @@ def draw_classes(evaluation: Mapping[str, Any]) -> "tuple[Figure, str]":
     if not all_shown:
         found = sorted(found, key=lambda entry: -entry["error_pct"])[:MOST_BARS]
     figure, axes = blank("Error by class" if all_shown else f"The {MOST_BARS} worst classes", _tall(len(found)))
-    names = [f"{_short(entry['name'])}: {entry['error_pct']:.1f}" for entry in found]  # beside the bars, uncrossed
+    names = [
+        f"{_short(entry['name'], BAR_LETTERS)}: {entry['error_pct']:.1f}" for entry in found
+    ]  # beside the bars, uncrossed
     axes.barh(range(len(found)), [entry["error_pct"] for entry in found], color=COLOURS[0], height=0.7)
     axes.set_yticks(range(len(found)), names)
-    axes.axvline(evaluation["error_pct"], color=COLOURS[1], linewidth=1.2, linestyle=DASHED)
-    axes.set_xlabel(f"{split_words(evaluation['split'])} error, %; dashed: all classes")
+    line = axes.axvline(evaluation["error_pct"], color=COLOURS[1], linewidth=1.2, linestyle=DASHED)
+    axes.set_xlabel(f"{split_words(evaluation['split'])} error, %")
+    legend(figure, {"all classes": line}, loc="outside lower left", frameon=False, labelcolor=TEXT, fontsize=9)
     axes.invert_yaxis()
     axes.margins(x=0.05, y=0.02)
     axes.set_xlim(left=0)
@@ -71,7 +74,7 @@ def draw_confusion(evaluation: Mapping[str, Any]) -> "tuple[Figure, str]":
                 place = {"ha": "center", "va": "center", "fontsize": 7.5}
                 axes.text(answer + 0.5, true + 0.5, str(count), color=LIGHT if light else TEXT, **place)
         middle = np.arange(len(names)) + 0.5
-        shown = [_short(name) for name in names]
+        shown = [_short(name, CELL_LETTERS) for name in names]
         if max(map(len, names)) > 2:
             axes.set_xticks(middle, shown, rotation=45, ha="right", rotation_mode="anchor")
         else:
@@ -109,7 +112,7 @@ def draw_confusion(evaluation: Mapping[str, Any]) -> "tuple[Figure, str]":
 def draw_calibration(evaluation: Mapping[str, Any]) -> "tuple[Figure, str]":
     """Reliability diagram: how often an answer of some confidence is right (Guo et al., 2017)."""
     found = evaluation["calibration"]
-    figure, axes = blank(f"Calibration: expected calibration error {found['ece_pct']:.2f} %", (SIZE[0], 4.3))
+    figure, axes = blank(f"Expected calibration error {found['ece_pct']:.2f} %", (SIZE[0], 4.3))
     right = [entry["accuracy_pct"] for entry in found["bins"]]
     sure = [entry["confidence_pct"] for entry in found["bins"]]
     width = [100 * (entry["to"] - entry["from"]) for entry in found["bins"]]
@@ -134,9 +137,10 @@ def draw_calibration(evaluation: Mapping[str, Any]) -> "tuple[Figure, str]":
         label="at its mean confidence",
         clip_on=False,
     )
-    axes.set(xlabel="confidence, %", ylabel="right, %", xlim=(0, 100), ylim=(0, 100))
+    axes.set(xlabel="confidence, %", ylabel="right, %", xlim=(0, 102), ylim=(0, 102))  # room for a point at 100
     figure.legend(loc="outside lower left", ncols=2, frameon=False, labelcolor=TEXT, fontsize=9, borderaxespad=0.3)
-    words = f"Expected calibration error {found['ece_pct']:.2f} % over {len(found['bins'])} bins that hold images."
+    bins = f"{len(found['bins'])} bins that hold" if len(found["bins"]) > 1 else "the one bin that holds"
+    words = f"Expected calibration error {found['ece_pct']:.2f} % over {bins} images."
     if found["bins"]:
         last = found["bins"][-1]
         words += (
@@ -147,8 +151,8 @@ def draw_calibration(evaluation: Mapping[str, Any]) -> "tuple[Figure, str]":
 
 
 def _tall(bars: int) -> tuple[float, float]:
-    return SIZE[0], 1.1 + 0.23 * max(bars, 4)
+    return SIZE[0], 1.35 + 0.23 * max(bars, 4)
 
 
-def _short(name: str) -> str:
-    return plain(name if len(name) <= MOST_LETTERS else name[: MOST_LETTERS - 1] + "\N{HORIZONTAL ELLIPSIS}")
+def _short(name: str, letters: int) -> str:
+    return plain(name if len(name) <= letters else name[: letters - 1] + "\N{HORIZONTAL ELLIPSIS}")

@@ -57,7 +57,7 @@ def draw_heatmaps(runs: Mapping[str, Lines], scale: Sequence[Lines] = ()) -> "Fi
                 interpolation="none",
                 norm=colours,
             )
-            heading = wrapped(f"{title}\n{words}" if row == 0 else words)
+            heading = f"{wrapped(title)}\n{words}" if row == 0 else words
             axis.set_title(heading, fontsize=9.5, color=TEXT, loc="left")
             axis.spines[:].set_visible(False)
             axis.tick_params(colors=TEXT, length=3, labelsize=9)

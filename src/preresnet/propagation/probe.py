@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from preresnet.model.preactivation import Norm
 from preresnet.propagation import backward, inputs, pairs, streams
 from preresnet.propagation.additions import Addition, Pass
 from preresnet.propagation.inputs import Batch
@@ -370,7 +371,7 @@ def _pairs(sums: _Sums, run: pairs.Run) -> dict[str, Any]:
 def _norms(model: nn.Module) -> dict[str, dict[str, int]]:
     found = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.weight is not None:
+        if isinstance(module, Norm | nn.modules.batchnorm._BatchNorm) and module.weight is not None:
             unmoved = (module.weight == 1) | (module.weight == 0)
-            found[name] = {"unmoved": int(unmoved.sum()), "scales": module.num_features}
+            found[name] = {"unmoved": int(unmoved.sum()), "scales": len(module.weight)}
     return found

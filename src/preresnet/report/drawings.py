@@ -13,7 +13,7 @@ from preresnet.pictures import answers, curves, heatmaps
 from preresnet.pictures.answers import HEAT, LIGHT
 from preresnet.pictures.canvas import COLOURS, FAINT, PAPER, TEXT, encoded
 from preresnet.pictures.curves import Curve
-from preresnet.report.content import Row, Run
+from preresnet.report.content import RowContent, RunContent
 from preresnet.spec import UserError
 
 if TYPE_CHECKING:
@@ -77,19 +77,21 @@ class Picture:
         return encoded(self.figure, "svg", settings, metadata=nothing).decode()
 
 
-def training(name: str, row: Row, beside: Row | None) -> Picture:
+def training(name: str, row: RowContent, beside: RowContent | None) -> Picture:
     """Curves of a row, and of the row beside it, as in Figures 1, 3 and 6."""
     rows = [one for one in (row, beside) if one is not None]
     lines = [_curve(one) for one in rows]
-    caption = "Training curves" + (f", {row.label}, beside {beside.label}" if beside else f", {row.label}")
+    caption = "Training curves" + (
+        f", {row.entry.label}, beside {beside.entry.label}" if beside else f", {row.entry.label}"
+    )
     words = " ".join(_curve_words(one) for one in lines)
-    return Picture(name, caption, words, curves.draw_curves(lines, row.label, row.split))
+    return Picture(name, caption, words, curves.draw_curves(lines, row.entry.label, row.split))
 
 
-def _curve(row: Row) -> Curve:
-    done = tuple(curves.measured(run.lines) for run in row.runs if run.status == "done" and run.lines)
-    others = tuple(curves.measured(run.lines) for run in row.runs if run.status != "done" and run.lines)
-    return Curve(row.label, done, others)
+def _curve(row: RowContent) -> Curve:
+    done = tuple(curves.measured(run.lines) for run in row.runs if run.entry.status == "done" and run.lines)
+    others = tuple(curves.measured(run.lines) for run in row.runs if run.entry.status != "done" and run.lines)
+    return Curve(row.entry.label, done, others)
 
 
 def _curve_words(curve: Curve) -> str:
@@ -104,7 +106,7 @@ def _curve_words(curve: Curve) -> str:
     return f"{curve.label}: {'; '.join(words)}." if words else f"{curve.label}: nothing measured."
 
 
-def signal(name: str, label: str, run: Run, others: Sequence[Run]) -> Picture:
+def signal(name: str, label: str, run: RunContent, others: Sequence[RunContent]) -> Picture:
     """Signal and gradient of a run along depth and training, in the colours of ``others`` too."""
     first, last = run.probes[0], run.probes[-1]
     words = f"{len(first['x_rms'])} units, {len(run.probes)} probes."

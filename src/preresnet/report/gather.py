@@ -1,4 +1,4 @@
-"""What goes into a report: which studies, rows, runs and numbers do its folders hold?"""
+"""The content of a report, read from folders of studies and of runs."""
 
 import json
 from collections.abc import Sequence
@@ -6,31 +6,41 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pydantic
-
 from preresnet.paper.recipes import recipe
 from preresnet.paper.tables import FAIL_PCT, printed
 from preresnet.recipe import Recipe
-from preresnet.report.content import Printed, Row, Run, Statistics, Study
-from preresnet.spec import UserError, explain, from_json, to_json
-from preresnet.study import statistics
-from preresnet.study.manifest import STUDY_FILE
+from preresnet.report.content import RowContent, RunContent, StudyContent
+from preresnet.spec import UserError, from_json, to_json
+from preresnet.study import manifest, statistics
+from preresnet.study.manifest import STUDY_FILE, Manifest, Printed, RowEntry, RunEntry, Statistics
 from preresnet.train import folder, runlog, watch
 
-_EVALUATION = ("split", "error_pct", "classes", "confusion", "calibration")  # of `inference.full_report`
-_PROBE = ("step", "x_rms", "residual_rms", "gradient", "straight", "rest")  # of `series.line`
+# What is used of the files in a run's folder: the type of each field, also of what lists and inner objects hold.
+_NUMBER, _MAYBE = (int, float), (int, float, type(None))
+_RESULT = {"recipe": {"network": str, "data": {"name": str}, "schedule": {"steps": int}}, "seed": int}
+_EVALUATION = {  # `inference.full_report`
+    "split": str,
+    "error_pct": _NUMBER,
+    "classes": [{"name": str, "num_images": int, "num_wrong": int, "error_pct": _MAYBE, "precision_pct": _MAYBE}],
+    "confusion": [[int]],
+    "calibration": {
+        "ece_pct": _NUMBER,
+        "bins": [dict.fromkeys(("from", "to", "num_images", "confidence_pct", "accuracy_pct"), _NUMBER)],
+    },
+}
+_PROBE = {key: [_MAYBE] for key in ("x_rms", "residual_rms", "gradient", "straight", "rest")}  # `series.line`
 # No change of a recipe: the label names the network, and how often to look changes no result.
 _UNCHANGED = ("network", "log_every", "eval_every", "save_every")
 
 
-def gather(folders: Sequence[Path]) -> tuple[Study, ...]:
+def gather(folders: Sequence[Path]) -> tuple[StudyContent, ...]:
     """Read folders of studies and of runs; single runs become the rows of one study, after the others.
 
     Args:
         folders: each holds ``study.json``, or is what ``preresnet train`` leaves.
 
     Raises:
-        ValueError: a folder holds neither, or a file of it cannot be read.
+        UserError: a folder holds neither, or a file of it cannot be read.
     """
     studies, runs = [], []
     for place in dict.fromkeys(folders):
@@ -52,19 +62,16 @@ def _advice(place: Path) -> str:
     return "it is neither a study's folder nor a run's"
 
 
-def _study(place: Path) -> Study:
-    try:
-        study = pydantic.TypeAdapter(Study).validate_json((place / STUDY_FILE).read_bytes())
-    except pydantic.ValidationError as error:
-        raise UserError(f"cannot read {place / STUDY_FILE}: {explain(error)}") from None
+def _study(place: Path) -> StudyContent:
+    found = manifest.read(place)
     rows = []
-    for row in study.rows:
-        runs = tuple(_run(place / run.folder, run) for run in row.runs)
-        rows.append(replace(row, runs=runs, changes=() if study.scale else _changes(row.recipe, runs)))
-    return replace(study, rows=tuple(rows))
+    for entry in found.rows:
+        runs = tuple(_run(place / run.folder, run) for run in entry.runs)
+        rows.append(RowContent(entry, runs, () if found.scale else _changes(entry.recipe, runs)))
+    return StudyContent(found, tuple(rows))
 
 
-def _run(place: Path, said: Run | None) -> Run:
+def _run(place: Path, said: RunEntry | None) -> RunContent:
     """A run from its folder, and from what the study says of it."""
     stored = {
         name: _read(place / file)
@@ -78,48 +85,51 @@ def _run(place: Path, said: Run | None) -> Run:
     }
     decided = {name: stored[name] for name in ("recipe", "network") if stored[name] is not None}
     result = {**(stored["run"] or {}), **decided, **(stored["result"] or {})}
-    missing = [name for name in _EVALUATION if name not in (stored["evaluation"] or _EVALUATION)]
+    missing = _missing(result, _RESULT) if result else []
+    if missing:
+        files = f"{folder.RESULT_FILE}, {folder.RUN_FILE} and {folder.RECIPE_FILE}"
+        raise UserError(f"{place} holds no whole run: no usable {', '.join(missing)} in its {files}")
+    missing = [] if stored["evaluation"] is None else _missing(stored["evaluation"], _EVALUATION)
     if missing:
         raise UserError(
             f"{place / folder.EVALUATION_FILE} does not hold {', '.join(missing)}; "
             f"`preresnet evaluate {place} --json` prints what belongs there"
         )
     lines, probes = runlog.read(place), watch.read(place)
-    missing = [name for name in _PROBE if not all(name in line for line in probes)]
+    missing = _missing(probes, [_PROBE])
     if missing:
         raise UserError(f"{place / watch.WATCH_FILE} has lines without {', '.join(missing)}; move it away")
-    found = Run(
+    entry = said or RunEntry(
         seed=result.get("seed", 0),
-        folder=place,
+        folder=str(place),
         status="done" if stored["result"] else "running",
         error_pct=result.get("error_pct"),
         top5_error_pct=result.get("top5_error_pct"),
-        step=max((line["step"] for line in lines), default=0),
-        result=result,
-        lines=lines,
-        evaluation=stored["evaluation"],
-        probes=probes,
     )
-    if said is None:
-        return found
-    message = said.message
-    if stored["result"] and said.status in ("running", "waiting"):
+    if stored["result"] and entry.status in ("running", "waiting"):
         message = "finished since the study was written down; the study's command, run again, counts it"
-    elif said.status == "done" and not stored["result"]:
-        message = f"{place / folder.RESULT_FILE} is missing; the error is the study's"
-    return replace(
-        found,
-        seed=said.seed,
-        status=said.status,
-        error_pct=said.error_pct,
-        top5_error_pct=said.top5_error_pct,
-        message=message,
-    )
+        entry = replace(entry, message=message)
+    elif entry.status == "done" and not stored["result"]:
+        entry = replace(entry, message=f"{place / folder.RESULT_FILE} is missing; the error is the study's")
+    step = max((line["step"] for line in lines), default=0)
+    return RunContent(entry, place, step, result, lines, stored["evaluation"], probes)
+
+
+def _missing(found: Any, shape: Any, name: str = "") -> list[str]:
+    """Names of the fields that a file does not hold, or holds as something else."""
+    if isinstance(shape, dict) and isinstance(found, dict):
+        inner = [_missing(found.get(key), kind, f"{name}.{key}".strip(".")) for key, kind in shape.items()]
+    elif isinstance(shape, list) and isinstance(found, list):
+        inner = [_missing(one, shape[0], name) for one in found]
+    else:
+        right = isinstance(found, type(shape)) if isinstance(shape, dict | list) else isinstance(found, shape)
+        return [] if right else [name]
+    return list(dict.fromkeys(one for names in inner for one in names))
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -129,19 +139,19 @@ def _read(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def _single(runs: Sequence[Run]) -> Study:
+def _single(runs: Sequence[RunContent]) -> StudyContent:
     """Single runs: those of one recipe are the seeds of one row."""
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[RunContent]] = {}
     for run in runs:
         groups.setdefault(json.dumps([run.result.get("recipe"), run.result.get("network")]), []).append(run)
-    rows = tuple(
-        _row(sorted(group, key=lambda run: run.seed), number) for number, group in enumerate(groups.values(), 1)
+    rows = _distinct(
+        [_row(sorted(group, key=lambda run: run.entry.seed), number) for number, group in enumerate(groups.values(), 1)]
     )
-    title = rows[0].label if len(rows) == 1 else f"{len(runs)} runs"
-    return Study("runs", title, "", _distinct(rows))
+    title = rows[0].entry.label if len(rows) == 1 else f"{len(runs)} runs"
+    return StudyContent(Manifest("runs", title, "", tuple(row.entry for row in rows)), rows)
 
 
-def _row(runs: Sequence[Run], number: int) -> Row:
+def _row(runs: Sequence[RunContent], number: int) -> RowContent:
     stored = runs[0].result["recipe"]
     network, data, name = Path(stored["network"]).name, stored["data"]["name"], runs[0].result.get("name", "")
     if network != getattr(_named(name), "network", None) and _named(f"{data}/{network}"):
@@ -149,28 +159,29 @@ def _row(runs: Sequence[Run], number: int) -> Row:
     changes = _changes(name, runs)
     row = printed(name)
     paper = Printed(row.error_pct, row.error_pct is None, row.spread, row.top5_pct) if row else None
-    return Row(
+    limit = FAIL_PCT if paper and data == "cifar10" and not changes else None
+    entry = RowEntry(
         f"{data}-{network}-{number}",
         f"{network}, {data}",
         name,
         network,
         data,
         paper,
-        tuple(runs),
-        _statistics(runs, FAIL_PCT if paper and data == "cifar10" else None),
-        changes,
+        tuple(run.entry for run in runs),
+        _statistics(runs, limit),
     )
+    return RowContent(entry, tuple(runs), changes)
 
 
-def _distinct(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+def _distinct(rows: Sequence[RowContent]) -> tuple[RowContent, ...]:
     """Rows whose labels differ: the same network under two recipes is told apart by what was changed."""
-    labels = [row.label for row in rows]
-    return tuple(
-        replace(row, label=f"{row.label}, {'; '.join(row.changes) or row.recipe}")
-        if labels.count(row.label) > 1
-        else row
-        for row in rows
-    )
+    labels = [row.entry.label for row in rows]
+
+    def told_apart(row: RowContent) -> RowContent:
+        label = f"{row.entry.label}, {'; '.join(row.changes) or row.entry.recipe}"
+        return replace(row, entry=replace(row.entry, label=label))
+
+    return tuple(told_apart(row) if labels.count(row.entry.label) > 1 else row for row in rows)
 
 
 def _named(name: str) -> Recipe | None:
@@ -180,7 +191,7 @@ def _named(name: str) -> Recipe | None:
         return None
 
 
-def _changes(name: str, runs: Sequence[Run]) -> tuple[str, ...]:
+def _changes(name: str, runs: Sequence[RunContent]) -> tuple[str, ...]:
     """How the recipe of runs differs from the named one in what can change a result."""
     named, stored = _named(name), next((run.result["recipe"] for run in runs if "recipe" in run.result), None)
     if named is None or stored is None:
@@ -207,7 +218,6 @@ def _is_word(value: Any) -> bool:
     return value is None or isinstance(value, bool)
 
 
-def _statistics(runs: Sequence[Run], fails_above: float | None) -> Statistics | None:
-    errors = [run.error_pct for run in runs if run.status == "done" and run.error_pct is not None]
-    found = statistics.of_row(statistics.Measured(tuple(errors), fails_above=fails_above))
-    return pydantic.TypeAdapter(Statistics).validate_python(found) if found else None
+def _statistics(runs: Sequence[RunContent], fails_above: float | None) -> Statistics | None:
+    done = [run.entry.error_pct for run in runs if run.entry.status == "done" and run.entry.error_pct is not None]
+    return statistics.of_row(statistics.Measured(tuple(done), fails_above=fails_above))

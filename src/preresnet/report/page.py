@@ -1,42 +1,49 @@
-"""How does a report become one page that opens anywhere, with its pictures beside it?"""
+"""A report as one page that opens anywhere, with its pictures beside it."""
 
+import itertools
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from preresnet.pictures import curves, heatmaps
 from preresnet.report import drawings, gather
-from preresnet.report.content import Row, Run, Study
+from preresnet.report.content import RowContent, RunContent, StudyContent
 from preresnet.report.drawings import MARK, Picture
 from preresnet.train import checkpoint
 
 PAGE_FILE, FIGURES_FOLDER = "report.html", "figures"
 NOTHING, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
-_WORDS = {"done": "finished", "failed": "failed", "running": "not finished", "waiting": "not started"}
+_WORDS = {
+    "done": "finished",
+    "diverged": "diverged",
+    "failed": "failed",
+    "running": "not finished",
+    "waiting": "not started",
+}
 
 
 @dataclass(frozen=True)
-class Trained:
-    """One trained network of a row, closely: its run and the pictures of its answers."""
+class ShownNetwork:
+    """The trained network of a row that is shown closely: its run and the pictures of its answers."""
 
-    run: Run
+    run: RunContent
     pictures: dict[str, Picture]
     recipe: dict[str, str]
     commands: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownStudy:
     """A study with its pictures, by the names of its rows."""
 
-    study: Study
+    study: StudyContent
     ident: str
     curves: dict[str, Picture]
     signals: dict[str, Picture]
-    trained: dict[str, Trained]
+    networks: dict[str, ShownNetwork]
 
 
 def write(folders: Sequence[Path], out: Path | None = None) -> tuple[Path, Path, int]:
@@ -61,68 +68,66 @@ def write(folders: Sequence[Path], out: Path | None = None) -> tuple[Path, Path,
     pictures = [picture for one in shown for picture in _pictures(one)]
     drawings.write(pictures, out.parent / FIGURES_FOLDER)
     text = _render(shown, folders)
-    checkpoint.write_atomically(out, lambda path: path.write_text(text, encoding="utf-8"))
+    content = text.encode("utf-8", "backslashreplace")  # names in another encoding have halves of characters
+    checkpoint.write_atomically(out, lambda path: path.write_bytes(content))
     return out, out.parent / FIGURES_FOLDER, len(pictures)
 
 
-def _shown(studies: Sequence[Study]) -> Iterator[Shown]:
-    taken: set[str] = set()
+def _shown(studies: Sequence[StudyContent]) -> Iterator[ShownStudy]:
+    taken = {"main"}  # ids of the page, and names of pictures' files
     for study in studies:
-        ident = _slug(study.study)
-        while ident in taken:
-            ident += "-again"
-        taken.add(ident)
-        yield Shown(study, ident, _curves(study, ident), _signals(study, ident), _trained(study, ident))
+        ident = _unused(_slug(study.manifest.study), taken)
+        names = {row.entry.row: _unused(f"{ident}-{_slug(row.entry.row)}", taken) for row in study.rows}
+        yield ShownStudy(study, ident, _curves(study, names), _signals(study, names), _networks(study, names))
 
 
-def _curves(study: Study, ident: str) -> dict[str, Picture]:
-    """A picture a row, beside the original where the study has it; the original alone where it stands beside none."""
-    beside = {row.row: study.beside(row) for row in study.rows}
-    with_lines = {row.row: any(run.lines for run in row.runs) for row in study.rows}
-    shown_beside = {other.row for name, other in beside.items() if other is not None and with_lines[name]}
+def _curves(study: StudyContent, names: Mapping[str, str]) -> dict[str, Picture]:
+    """A picture for each row, beside the original where the study has it, or of the original alone."""
+    beside = {row.entry.row: study.beside(row) for row in study.rows}
+    with_lines = {row.entry.row: any(run.lines for run in row.runs) for row in study.rows}
+    shown_beside = {other.entry.row for row, other in beside.items() if other is not None and with_lines[row]}
     found = {}
     for row in study.rows:
-        if with_lines[row.row] and row.row not in shown_beside:
-            other = beside[row.row]
-            other = other if other is not None and with_lines[other.row] else None
-            found[row.row] = drawings.training(f"{ident}-{_slug(row.row)}-curves", row, other)
+        name = row.entry.row
+        if with_lines[name] and name not in shown_beside:
+            other = beside[name]
+            other = other if other is not None and with_lines[other.entry.row] else None
+            found[name] = drawings.training(f"{names[name]}-curves", row, other)
     return found
 
 
-def _signals(study: Study, ident: str) -> dict[str, Picture]:
+def _signals(study: StudyContent, names: Mapping[str, str]) -> dict[str, Picture]:
     """A picture of each row with a run that was probed along training, all in the same colours."""
-    probed = [(row, run) for row in study.rows if (run := row.probed) is not None]
+    probed = [(row.entry, run) for row in study.rows if (run := row.probed) is not None]
+    runs = [run for _, run in probed]
     return {
-        row.row: drawings.signal(
-            f"{ident}-{_slug(row.row)}-signal", f"{row.label}, seed {run.seed}", run, [one for _, one in probed]
-        )
+        row.row: drawings.signal(f"{names[row.row]}-signal", f"{row.label}, seed {run.entry.seed}", run, runs)
         for row, run in probed
     }
 
 
-def _trained(study: Study, ident: str) -> dict[str, Trained]:
+def _networks(study: StudyContent, names: Mapping[str, str]) -> dict[str, ShownNetwork]:
     found = {}
     for row in study.rows:
-        run = row.middle
+        run, entry = row.middle, row.entry
         if run is None or not run.result:
             continue
         pictures = {}
         if run.evaluation is not None:
-            name, label = f"{ident}-{_slug(row.row)}", f"{row.label}, seed {run.seed}"
-            pictures = drawings.of_answers(name, label, run.evaluation)
+            pictures = drawings.of_answers(names[entry.row], f"{entry.label}, seed {run.entry.seed}", run.evaluation)
         commands = dict.fromkeys(one.result["command"] for one in row.runs if one.result.get("command"))
-        found[row.row] = Trained(run, pictures, gather.flat(run.result.get("recipe") or {}), tuple(commands))
+        found[entry.row] = ShownNetwork(run, pictures, gather.flat(run.result.get("recipe") or {}), tuple(commands))
     return found
 
 
-def _pictures(shown: Shown) -> Iterator[Picture]:
+def _pictures(shown: ShownStudy) -> Iterator[Picture]:
     yield from shown.curves.values()
     yield from shown.signals.values()
-    for trained in shown.trained.values():
-        yield from trained.pictures.values()
+    for network in shown.networks.values():
+        yield from network.pictures.values()
 
 
-def _render(shown: Sequence[Shown], folders: Sequence[Path]) -> str:
+def _render(shown: Sequence[ShownStudy], folders: Sequence[Path]) -> str:
     import jinja2
 
     environment = jinja2.Environment(
@@ -136,16 +141,16 @@ def _render(shown: Sequence[Shown], folders: Sequence[Path]) -> str:
     environment.filters |= {"words": _WORDS.__getitem__, "split": curves.split_words, "quoted": _quoted}
     environment.globals |= {"points": _points, "summary": _summary, "machines": _machines, "mistakes": _mistakes}
     environment.globals |= {"depths": _depths}
-    titles = [one.study.title for one in shown]
+    title = shown[0].study.manifest.title + (f", and {len(shown) - 1} more" if len(shown) > 1 else "")
     template = environment.get_template("report.html.j2")
-    return template.render(shown=shown, title="; ".join(titles), folders=[str(place) for place in folders], mark=MARK)
+    return template.render(shown=shown, title=title, folders=[str(place) for place in folders], mark=MARK)
 
 
-def _summary(study: Study) -> str:
+def _summary(study: StudyContent) -> str:
     """What was run, in a sentence or two."""
     runs = [run for row in study.rows for run in row.runs]
-    counts = {word: sum(run.status == status for run in runs) for status, word in _WORDS.items()}
-    data = ", ".join(dict.fromkeys(row.data for row in study.rows))
+    counts = {word: sum(run.entry.status == status for run in runs) for status, word in _WORDS.items()}
+    data = ", ".join(dict.fromkeys(row.entry.data for row in study.rows))
     steps = sorted({run.result["steps"] for run in runs if "steps" in run.result})
     length = f", {' or '.join(f'{one:,}' for one in steps)} steps each" if steps else ""
     told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
@@ -155,7 +160,7 @@ def _summary(study: Study) -> str:
     )
 
 
-def _machines(study: Study) -> list[str]:
+def _machines(study: StudyContent) -> list[str]:
     """Hardware and versions of the runs, each once."""
     found = []
     for run in (run for row in study.rows for run in row.runs):
@@ -166,7 +171,7 @@ def _machines(study: Study) -> list[str]:
     return [one for one in dict.fromkeys(found) if one]
 
 
-def _depths(run: Run) -> list[list[float | None]]:
+def _depths(run: RunContent) -> list[list[float | None]]:
     """What heat maps show, as a table: step; signal, residual, gradient at both ends; straight share at the first."""
     return [
         [
@@ -178,12 +183,12 @@ def _depths(run: Run) -> list[list[float | None]]:
     ]
 
 
-def _points(rows: Sequence[Row]) -> list[list[float | None]]:
+def _points(rows: Sequence[RowContent]) -> list[list[float | None]]:
     """What curves show, as a table: step, then median loss and error of each row, where any error was measured."""
     columns = []
     for row in rows:
         seeds = [curves.measured(run.lines) for run in row.runs if run.lines]
-        done = [curves.measured(run.lines) for run in row.runs if run.lines and run.status == "done"]
+        done = [curves.measured(run.lines) for run in row.runs if run.lines and run.entry.status == "done"]
         columns += [dict(curves.median([getattr(seed, name) for seed in done or seeds])) for name in ("loss", "error")]
     steps = sorted({step for column in columns[1::2] for step in column})
     return [[step, *(column.get(step) for column in columns)] for step in steps]
@@ -226,4 +231,13 @@ def _count(number: int, thing: str) -> str:
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-") or "study"
+    """A name as part of ids and names of files."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")[:120] or "study"
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    """The name, or with a number behind it, where names that differ in what no id can hold became the same."""
+    numbered = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    found = next(one for one in numbered if one.lower() not in taken)
+    taken.add(found.lower())
+    return found

@@ -1,4 +1,4 @@
-"""What will the runs of a study cost: images, and hours on this device?
+"""The cost of a study's runs, predicted: images, and hours on this device.
 
 Hours are predicted from steps that are really timed: for each kind of residual unit, at the recipe's batch and
 precision, two shallow networks of 1 and 3 units a stage. A unit adds the same time at any depth, so a line through the
@@ -70,7 +70,7 @@ def predict(
 
     Args:
         plan: from `preresnet.study.plan`.
-        seeds: runs a row.
+        seeds: runs of each row.
         device_name: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         out: folder of the study, for the places of the runs.
         data_root: of the data set ``folder``, whose classes and images are counted.
@@ -179,7 +179,7 @@ def _line(work: Work, device: torch.device) -> Callable[[int], tuple[float, floa
         found = []
         for low, high in zip(first, second, strict=True):
             slope = max(0.0, (high - low) / (many - few))
-            found.append(max(low + slope * (adds - few), low * adds / many))  # noise must not predict nothing
+            found.append(max(low + slope * (adds - few), low * adds / many))  # noise can make the slope 0
         return found[0], found[1]
 
     return at
@@ -204,7 +204,7 @@ def _seconds(work: Work, device: torch.device) -> tuple[float, float]:
 
 
 def _timed(once: Callable[[], Any]) -> float:
-    """Seconds of one call: the fastest of several, for what disturbs a call only adds to it."""
+    """Seconds of one call: the fastest of several, because a disturbance only makes it longer."""
     once()
     took = []
     begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""On which processes and machines are the runs of a study done, and what happens when one of those is lost?"""
+"""The processes and machines that do the runs of a study, and what happens when one of them is lost."""
 
 import multiprocessing
 import os

@@ -13,6 +13,7 @@ from preresnet.paper.studies import Study, chosen, row_name
 from preresnet.paper.tables import Row
 from preresnet.recipe import ImagesInMemory, Recipe
 from preresnet.spec import UserError, to_json
+from preresnet.study import manifest
 
 SHORTEST = 8  # steps; below, the milestones at 1/2 and 3/4 would meet
 # Training images between two evaluations, at least: an evaluation passes 10,000 test images forward, about a tenth of
@@ -169,14 +170,14 @@ def of_paper(study: Study, patterns: tuple[str, ...] = (), scale: Scale | None =
                 "same network; choose one of them with --rows, or leave depth out"
             )
         by_name[row.name] = row
-    title = study.title + (f" (shortened: {scale})" if scale else "")
+    title = _said(study.title, scale) + (f" (shortened: {scale})" if scale else "")
     return Plan(study.name, title, scale, tuple(rows))
 
 
 def _paper_row(row: Row, scale: Scale | None) -> PlannedRow:
     network = at_depth(row.network, scale.depth) if scale and scale.depth else row.network
     moved = replace(row, network=network)
-    label = row.label + (f" (here {network})" if network != row.network else "")
+    label = row.label if network == row.network else f"{_said(row.label, scale)} (here {network})"
     full = recipe(row.recipe)
     found = scaled(full, scale)
     return PlannedRow(
@@ -193,6 +194,11 @@ def _paper_row(row: Row, scale: Scale | None) -> PlannedRow:
         else row.test_crop,
         command=train_options(row.recipe, full, found),
     )
+
+
+def _said(words: str, scale: Scale | None) -> str:
+    """What is said of the paper's depth, said of the depth that is run."""
+    return manifest.at_depth(words, scale.depth if scale else None)
 
 
 def train_options(name: str, base: Recipe, made: Recipe) -> tuple[str, ...]:

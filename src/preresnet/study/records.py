@@ -1,4 +1,4 @@
-"""Which evidence of a study is committed, and which table of results follows from it?
+"""The evidence of a study that is committed, and the tables of results that follow from it.
 
 ``records/<study>/<row>/seed<k>.json`` is the ``result.json`` of a run (``diverged.json`` where its loss was not
 finite); a shortened study has a folder that says so.
@@ -15,21 +15,25 @@ from preresnet.paper.studies import STUDIES, row_name
 from preresnet.paper.tables import ROWS, Row
 from preresnet.recipe import Recipe
 from preresnet.spec import from_json
-from preresnet.study.runs import DIVERGED_FILE, errors
+from preresnet.study.manifest import DIVERGED_FILE, Manifest
+from preresnet.study.runs import errors
 from preresnet.train.folder import RESULT_FILE
 
 SCALED = "-scaled-"
 _CROP = re.compile(r"-crop(\d+)$")  # of a row that tests another row's runs
 START, END = "<!-- results: generated from records/ by tests/test_records.py --write -->", "<!-- end of results -->"
+SHORT_START = "<!-- reproduced: generated from records/ by tests/test_records.py --write -->"  # in README
+SHORT_END = "<!-- end of reproduced -->"
 
 
-def group(found: dict[str, Any]) -> str:
+def group(found: Manifest) -> str:
     """The folder of a study's records: its name, and how it was shortened."""
-    scale = found["scale"]
-    return found["study"] + (SCALED + "-".join(f"{name}{value}" for name, value in scale.items()) if scale else "")
+    return found.study + (
+        SCALED + "-".join(f"{name}{value}" for name, value in found.scale.items()) if found.scale else ""
+    )
 
 
-def keep(out: Path, found: dict[str, Any], records: Path) -> tuple[list[Path], list[Path]]:
+def keep(out: Path, found: Manifest, records: Path) -> tuple[list[Path], list[Path]]:
     """Copy the results of a study's finished runs.
 
     Args:
@@ -41,13 +45,13 @@ def keep(out: Path, found: dict[str, Any], records: Path) -> tuple[list[Path], l
         What was written, and what was left alone because another result is already there.
     """
     written, different = [], []
-    for row in found["rows"]:
-        for run in row["runs"]:
-            folder = out / run["folder"]
-            source = folder / (RESULT_FILE if run["status"] == "done" else DIVERGED_FILE)
-            if run["status"] not in ("done", "failed") or not source.is_file():
+    files = {"done": RESULT_FILE, "diverged": DIVERGED_FILE}
+    for row in found.rows:
+        for run in row.runs:
+            source = out / run.folder / files.get(run.status, "")
+            if not source.is_file():
                 continue
-            place = records / group(found) / row["row"] / f"seed{run['seed']}.json"
+            place = records / group(found) / row.row / f"seed{run.seed}.json"
             text = source.read_text()
             if place.is_file():
                 if place.read_text() != text:
@@ -63,19 +67,15 @@ def results(records: Path) -> str:
     """The tables of results in Markdown: runs at full length beside what was printed, and apart those shortened.
 
     Args:
-        records: folder that holds all records; links are relative to the folder that it lies in.
+        records: folder that holds all records; links are relative to it.
     """
-    groups = sorted(
-        {path.parent.parent for path in records.glob("*/*/seed*.json")},
-        key=lambda folder: (SCALED in folder.name, folder.name not in STUDIES, folder.name),
-    )
     full = ["| run | printed % | ours % | seeds | steps | training of one | machine | records |", _rule(8)]
     short = ["| run | shortened to | ours % | seeds | training of one | machine | records |", _rule(7)]
-    for folder in groups:
+    for folder in _groups(records):
         for row in _in_order(folder):
             paths = sorted(row.glob("seed*.json"), key=lambda path: int(path.stem.removeprefix("seed")))
             runs = [json.loads(path.read_text()) for path in paths]
-            links = ", ".join(f"[{path.stem}]({path.relative_to(records.parent).as_posix()})" for path in paths)
+            links = ", ".join(f"[{path.stem}]({path.relative_to(records).as_posix()})" for path in paths)
             crop = _CROP.search(row.name)
             name = f"`{_base(runs[0])}`" + (f" at {crop[1]}" if crop else "")
             shared = [_errors(runs, int(crop[1]) if crop else None), str(len(runs))]
@@ -93,6 +93,40 @@ def results(records: Path) -> str:
         parts.append("Shortened runs, never to be compared with a printed number:")
         parts.append("\n".join(short))
     return "\n\n".join(parts) + "\n"
+
+
+def short_results(records: Path) -> str:
+    """What is reproduced and what is not, in Markdown: runs at full length, then how much of each table was run.
+
+    Args:
+        records: folder that holds all records.
+    """
+    full = ["| run at full length | printed % | ours % | seeds |", _rule(4)]
+    found: dict[str, set[str]] = {"": set(), SCALED: set()}  # rows with records: at full length, shortened
+    for folder in _groups(records):
+        scaled = SCALED if SCALED in folder.name else ""
+        study = folder.name.partition(SCALED)[0]
+        for row in _in_order(folder):
+            found[scaled].add(f"{study}/{row.name}")
+            if not scaled:
+                runs = [json.loads(path.read_text()) for path in sorted(row.glob("seed*.json"))]
+                crop = _CROP.search(row.name)
+                errors = _errors(runs, int(crop[1]) if crop else None)
+                full.append(_line([f"`{_base(runs[0])}`", _printed(runs, row.name), errors, str(len(runs))]))
+    covered = ["| of the paper | rows | at full length | shortened |", _rule(4)]
+    for name, study in STUDIES.items():
+        if name.startswith("table"):
+            rows = {f"{name}/{row_name(row)}" for row in study.rows}
+            counts = [str(len(rows & found[kind])) for kind in ("", SCALED)]
+            covered.append(_line([study.title, str(len(rows)), *counts]))
+    return "\n".join(full) + "\n\n" + "\n".join(covered) + "\n"
+
+
+def _groups(records: Path) -> list[Path]:
+    return sorted(
+        {path.parent.parent for path in records.glob("*/*/seed*.json")},
+        key=lambda folder: (SCALED in folder.name, folder.name not in STUDIES, folder.name),
+    )
 
 
 def _in_order(folder: Path) -> list[Path]:

@@ -1,18 +1,18 @@
-"""How is a study done, stopped and continued without losing or repeating a run?"""
+"""A study is done, stopped and continued without losing or repeating a run."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from filelock import FileLock, Timeout
 
 import preresnet.device as devices
 from preresnet.data import sets
-from preresnet.model.memory import Plan as MemoryPlan
 from preresnet.propagation import series
-from preresnet.spec import UserError
-from preresnet.study import entries, executors
+from preresnet.spec import MemoryPlan, UserError
+from preresnet.study import entries, executors, manifest
+from preresnet.study.manifest import Manifest
 from preresnet.study.plan import Plan, run_folder
 from preresnet.study.runs import Job, Outcome, kept, step
 from preresnet.train import folder
@@ -69,7 +69,7 @@ class Progress:
     ended: Callable[[Job, Outcome], None] = lambda job, outcome: None
 
 
-def reproduce(plan: Plan, seeds: int, settings: Settings, progress: Progress | None = None) -> dict[str, Any]:
+def reproduce(plan: Plan, seeds: int, settings: Settings, progress: Progress | None = None) -> Manifest:
     """Do the runs of a study that are not done yet, and compute what they say.
 
     Finished runs are kept; others continue from their checkpoints. A run that fails does not stop the others, and is
@@ -77,12 +77,12 @@ def reproduce(plan: Plan, seeds: int, settings: Settings, progress: Progress | N
 
     Args:
         plan: from `preresnet.study.plan`.
-        seeds: runs a row, with the seeds from 0.
+        seeds: runs of each row, with the seeds from 0.
         settings: where and how.
         progress: who is told.
 
     Returns:
-        The content of ``study.json``.
+        What ``study.json`` holds.
 
     Raises:
         ValueError: bad input; nothing was changed.
@@ -99,7 +99,7 @@ def reproduce(plan: Plan, seeds: int, settings: Settings, progress: Progress | N
     for recipe in recipes:
         num_classes, in_channels = sets.shape(recipe.data, settings.data_root)
         folder.resolve_network(recipe, num_classes, in_channels)
-    found = entries.open_study(out, plan, range(seeds), settings.command)
+    entries.open_study(out, plan, range(seeds), settings.command)  # refused before anything is made
     if settings.executor == "local":
         check_mechanisms(settings.gpu, devices.choose(settings.device))
     else:
@@ -111,6 +111,8 @@ def reproduce(plan: Plan, seeds: int, settings: Settings, progress: Progress | N
     known.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(known / "study.lock", timeout=0):
+            # read under the lock: another command may have changed it since
+            found = entries.open_study(out, plan, range(seeds), settings.command)
             return _do(plan, seeds, settings, found, out, progress)
     except Timeout:
         raise UserError(f"another command works at {out}; end it first, or give another --out") from None
@@ -140,50 +142,55 @@ def _jobs(plan: Plan, seeds: int, settings: Settings, out: Path) -> list[Job]:
     return jobs
 
 
-def _do(
-    plan: Plan, seeds: int, settings: Settings, found: dict[str, Any], out: Path, progress: Progress
-) -> dict[str, Any]:
+def _do(plan: Plan, seeds: int, settings: Settings, found: Manifest, out: Path, progress: Progress) -> Manifest:
     due: list[Job] = []
     sharing: dict[Path, list[Job]] = {}  # rows that test the same run: one job does it
     for job in _jobs(plan, seeds, settings, out):
         same = sharing.setdefault(job.request.out, [])
         same.append(job)
         outcome = kept(job.request, job.crop)
-        entries.note(found, job.row, job.request.seed, outcome or Outcome("stopped"))
+        found = entries.note(found, job.row, job.request.seed, outcome or Outcome("stopped"))
         if outcome is None and same[0] is job:
             due.append(job)
-    entries.refresh(out, found)
-    entries.write(out, found)
+    found = entries.refresh(out, found)
+    manifest.write(out, found)
     steps = {job.name: step(job) for job in due}
-    unfinished = {job.name: job for job in due}
+    unfinished = {job.name: job for job in due}  # also those that stop
+    stopped: set[str] = set()
     running: set[str] = set()
 
     def report(job: Job, outcome: Outcome) -> None:
-        unfinished.pop(job.name)
+        nonlocal found
+        if outcome.status == "stopped":
+            stopped.add(job.name)
+        else:
+            del unfinished[job.name]
         for one in sharing[job.request.out]:
-            entries.note(found, one.row, one.request.seed, kept(one.request, one.crop) or outcome)
-        entries.refresh(out, found)
-        entries.write(out, found)
+            found = entries.note(found, one.row, one.request.seed, kept(one.request, one.crop) or outcome)
+        found = entries.refresh(out, found)
+        manifest.write(out, found)
         progress.ended(job, outcome)
 
     def tick() -> None:
+        nonlocal found
         for name, job in unfinished.items():
             now = step(job)
-            if now == steps[name]:
+            if now == steps[name] or name in stopped:
                 continue
             steps[name] = now
             progress.moved(job, now)
             if name not in running:
                 running.add(name)
-                entries.note(found, job.row, job.request.seed, None)
-                entries.write(out, found)
+                found = entries.note(found, job.row, job.request.seed, None)
+                manifest.write(out, found)
 
     progress.begin(due)
     execute = executors.local if settings.executor == "local" else executors.on_ray
-    stopped = execute(due, settings.jobs, report, tick) if due else 0
-    for job in unfinished.values():
-        entries.note(found, job.row, job.request.seed, Outcome("stopped"))
-    entries.write(out, found)
-    if stopped:
-        raise InterruptedStudyError(stopped, settings.out)
+    signal_number = execute(due, settings.jobs, report, tick) if due else 0
+    for name, job in unfinished.items():
+        if name not in stopped:
+            found = entries.note(found, job.row, job.request.seed, Outcome("stopped"))
+    manifest.write(out, found)
+    if signal_number and unfinished:  # a signal after the end of the last run stops nothing
+        raise InterruptedStudyError(signal_number, settings.out)
     return found

@@ -1,4 +1,4 @@
-"""How is one run of a study done once, whoever else tries to do it too?"""
+"""One run of a study: done once, whoever else tries to do it too."""
 
 import json
 import os
@@ -14,11 +14,10 @@ from preresnet.data import sets
 from preresnet.propagation import series
 from preresnet.recipe import Recipe
 from preresnet.spec import UserError, from_json, to_json
-from preresnet.study.manifest import STUDY_FILE
+from preresnet.study.manifest import DIVERGED_FILE, STUDY_FILE
 from preresnet.train import folder, runlog, trainer
 from preresnet.train.checkpoint import write_atomically
 
-DIVERGED_FILE = "diverged.json"
 LOCK_WAIT_S = 300.0  # a worker whose node was lost notices that within this time, or its lock dies with it
 
 
@@ -161,5 +160,5 @@ def _write_diverged(request: folder.Request, message: str) -> None:
 
 
 def _note(job: Job, words: str) -> None:
-    with open(job.log, "a") as file:
+    with open(job.log, "a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {platform.node()} process {os.getpid()}: {words}\n")

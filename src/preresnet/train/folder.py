@@ -17,10 +17,9 @@ from filelock import FileLock, Timeout
 
 import preresnet.device as devices
 from preresnet.fields import read_json
-from preresnet.model.memory import Plan
 from preresnet.paper.networks import network
 from preresnet.recipe import Precision, Recipe
-from preresnet.spec import NetSpec, UserError, from_json, to_json
+from preresnet.spec import MemoryPlan, NetSpec, UserError, from_json, to_json
 from preresnet.train.capture import Mechanism
 from preresnet.train.checkpoint import not_written, write_atomically
 
@@ -56,7 +55,7 @@ class Request:
     data_root: Path | None = None
     device: str = "auto"
     resume: bool = False
-    memory: Literal["auto"] | Plan = "auto"
+    memory: Literal["auto"] | MemoryPlan = "auto"
     workers: int | None = None
     gpu: tuple[Mechanism, ...] = ()
     name: str = ""

@@ -14,7 +14,7 @@ from preresnet.data.sets import Images
 from preresnet.model import memory, weights
 from preresnet.model.network import Network, build
 from preresnet.recipe import Precision, Recipe
-from preresnet.spec import NetSpec
+from preresnet.spec import MemoryPlan, NetSpec
 from preresnet.train import checkpoint, folder
 from preresnet.train.capture import check_mechanisms, choose_passes
 from preresnet.train.errors import STOPPED, NotFiniteError
@@ -54,7 +54,7 @@ class Run:
     normalisation: augment.Normalisation
     device: torch.device
     precision: Precision
-    plan: memory.Plan
+    plan: MemoryPlan
     predicted_bytes: int
     model: Network
     optimizer: torch.optim.Optimizer
@@ -207,7 +207,7 @@ def prepare(request: folder.Request, rank: int = 0, world_size: int = 1) -> Run:
     )
 
 
-def _initial_model(request: folder.Request, spec: NetSpec, device: torch.device, plan: memory.Plan) -> Network:
+def _initial_model(request: folder.Request, spec: NetSpec, device: torch.device, plan: MemoryPlan) -> Network:
     """The network with the weights that a run starts from: those of its seed."""
     model = build(spec, request.seed)
     memory.set_plan(model, plan)
@@ -217,12 +217,14 @@ def _initial_model(request: folder.Request, spec: NetSpec, device: torch.device,
 
 def _plan(
     request: folder.Request, spec: NetSpec, device: torch.device, precision: Precision, world_size: int
-) -> tuple[memory.Plan, int]:
+) -> tuple[MemoryPlan, int]:
     """The memory plan of a run, and the bytes that a step is predicted to take in each of its processes."""
     recipe = request.recipe
     size, batch = recipe.data.image_size, recipe.norm_batch or recipe.global_batch // world_size
+    fused = device.type == "cpu" or "compiled" in request.gpu
     if request.memory == "auto":
-        plan, found = memory.choose(spec, size, batch, precision, devices.free_bytes(device))
+        plan, found = memory.choose(spec, size, batch, precision, devices.free_bytes(device), fused=fused)
     else:
-        plan, found = request.memory, memory.predict(spec, size, batch, precision, request.memory)
+        plan = request.memory
+        found = memory.predict(spec, size, batch, precision, plan, fused=fused)
     return plan, found["peak_bytes"]

@@ -6,9 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
+from preresnet import terminal
+from preresnet.spec import UserError
 from preresnet.train.checkpoint import not_written, write_atomically
 
 METRICS_FILE = "metrics.jsonl"
@@ -42,16 +41,8 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self._events = SummaryWriter(str(folder), purge_step=start + 1)
-        self.console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("step {task.completed}/{task.total}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[line]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
+        self.console = terminal.lines(stderr=True)
+        self._bar = terminal.progress("step {task.completed}/{task.total}", "{task.fields[line]}", self.console)
         self._task = self._bar.add_task("", total=steps, completed=start, line="")
         self._bar.start()
         self.steps = steps
@@ -81,7 +72,7 @@ class RunLog:
     def say(self, line: str) -> None:
         """Print a line above the bar."""
         with suppress(OSError):
-            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+            self.console.print(line)
 
     def close(self) -> None:
         """Flush and release everything; what cannot be written by now was refused before."""
@@ -91,12 +82,24 @@ class RunLog:
 
 
 def read(folder: Path, file: str = METRICS_FILE) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``, or of another such file; a last line cut short by a kill is left out."""
+    """The lines of ``metrics.jsonl``, or of another such file; a last line cut short by a kill is left out.
+
+    Raises:
+        UserError: the file is damaged elsewhere.
+    """
     path = folder / file
+    if not path.is_file():
+        return []
     lines = []
-    for text in path.read_text().splitlines() if path.is_file() else []:
+    texts = path.read_bytes().removeprefix(b"\xef\xbb\xbf").strip().split(b"\n")  # without a byte-order mark
+    for number, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+            line = json.loads(text)
+            if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+                raise ValueError("no measurement of a step")
+        except ValueError as error:
+            if number == len(texts):
+                break
+            raise UserError(f"cannot read {path}: line {number} is damaged ({error}); put a whole copy there") from None
+        lines.append(line)
     return lines

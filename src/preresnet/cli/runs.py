@@ -1,0 +1,205 @@
+"""The commands about one run: train a network, measure it, ask it about images."""
+
+import json
+import os
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import AvoidSubcommands, Positional, arg
+
+from preresnet import display
+from preresnet.changes import changed
+from preresnet.cli import options
+from preresnet.cli.options import command_line, shown
+from preresnet.fields import UserError, with_fields
+from preresnet.paper.recipes import recipe
+from preresnet.recipe import Precision, Recipe
+from preresnet.spec import MemoryPlan
+
+ANY_RECIPE = recipe("digits/resnet20-preact")  # what `train --help` shows; a named recipe brings its own values
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network by a recipe; every field of the recipe is an option."""
+
+    name: Annotated[Positional[str], arg(metavar="RECIPE")]
+    """A recipe by name, or a JSON file: a whole recipe, or {"base": NAME, ...changed fields}."""
+    out: Path
+    """Folder for the run; created. A folder that is not empty is never overwritten."""
+    seed: int = 0
+    """Seed of weights, order of images, augmentation and dropout."""
+    data_root: Path | None = None
+    """Folder with the official CIFAR folder (python or binary), or with train/CLASS/ and val/CLASS/, in it; without it
+    CIFAR is downloaded."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    workers: int | None = None
+    """Processes that read image files; by default one for each core but one."""
+    resume: bool = False
+    """Continue the run in --out, or start it if there is none."""
+    memory: Literal["auto", MemoryPlan] = "auto"
+    """What the backward pass recomputes to save memory; results are the same. auto: the least that fits."""
+    holdout: int | None = None
+    """Train on all but N training images and evaluate on those, never on the test set (data.holdout)."""
+    probe_every: int | Literal["auto"] | None = None
+    """Probe the network every N steps, into probe.jsonl and probe.png of the run; the result stays the same. auto: as
+    often as 3 % of the run's time allow, 100 times at most."""
+    gpu: tuple[Literal["compiled", "capture", "tensor-lr"], ...] = ()
+    """On a CUDA device, beyond PyTorch's own operations: compiled, fused passes; capture, whole steps as CUDA graphs;
+    tensor-lr, the learning rate on the device, which capture needs."""
+    recipe: AvoidSubcommands[Annotated[Recipe, arg(name="")]] = ANY_RECIPE
+
+    @classmethod
+    def of(cls, arguments: list[str]) -> "Train":
+        """What the arguments say, over the values of the recipe among them; what follows from them is said aloud."""
+        place = options.find_recipe(arguments, cls)
+        if place is None:
+            return options.parsed(cls, "train", arguments)
+        name, arguments = arguments[place], [*arguments[:place], *arguments[place + 1 :]]
+        base, given = options.read_recipe(name), options.given_fields(arguments)
+        default, _ = changed(base, options.leading(given))
+        if foreign := [field for field in given if not options.has(default, field)]:
+            changed(default, {foreign[0]: given[foreign[0]]})
+        start = cls(name=name, out=tyro.MISSING, recipe=default)
+        made = options.parsed(cls, "train", [name, *arguments], start)
+        final, said = changed(base, {field: options.value(made.recipe, field) for field in given})
+        for line in said + options.too_small(final):
+            options.note(line)
+        return replace(made, recipe=final)
+
+    def run(self) -> int:
+        """Train, and print where the run and its results are."""
+        from preresnet.propagation import series
+        from preresnet.train import folder
+
+        chosen = self.recipe
+        if self.holdout is not None:
+            chosen = replace(chosen, data=with_fields(chosen.data, holdout=self.holdout))
+        request = folder.Request(
+            recipe=chosen,
+            out=self.out,
+            seed=self.seed,
+            data_root=self.data_root,
+            device=self.device,
+            resume=self.resume,
+            memory=self.memory,
+            workers=self.workers,
+            gpu=self.gpu,
+            name=self.name,
+            command=command_line(),
+        )
+        result = series.train(request, self.probe_every)
+        display.result(result)
+        place = () if self.data_root is None else ("--data-root", self.data_root)
+        print(f"run      {self.out}")
+        print(f"picture  {self.out / 'curve.png'}")
+        print(f"next     {shown('evaluate', self.out, *place)}")
+        print(f"report   {shown('report', self.out)}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a trained network: errors by class, confusion matrix, calibration."""
+
+    run_or_weights: Annotated[Positional[Path], arg(metavar="RUN|WEIGHTS")]
+    """A run folder or a .safetensors file."""
+    data_root: Path | None = None
+    """Folder with the official CIFAR folder, or train/ and val/, in it; without it CIFAR is downloaded. Classes
+    of image files are found by their names, and some may be missing."""
+    crop: int | None = None
+    """Of image files: another of the recipe's test crops than the first (data.test_crops)."""
+    split: Literal["auto", "test", "holdout"] = "auto"
+    """auto: held-out images where the run held some out, the test set otherwise."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Precision = "auto"
+    """auto, float32 or bfloat16."""
+    json: bool = False
+    """Print one JSON object instead of tables."""
+
+    def run(self) -> int:
+        """Evaluate and print."""
+        from preresnet import device as devices
+        from preresnet import inference, trained
+        from preresnet.data.loaders import evaluations
+
+        found = trained.open_weights(self.run_or_weights)
+        spec = found.data
+        if self.split == "holdout" and spec.holdout == 0:
+            raise UserError(f"{self.run_or_weights} held out no images; use --split test")
+        data = trained.load_set(found, replace(spec, holdout=0) if self.split == "test" else spec, self.data_root)
+        device = devices.choose(self.device)
+        devices.place(found.model, device)
+        passes = evaluations(data.evaluation.to(device), spec, found.normalisation.to(device))
+        crop = next(iter(passes)) if self.crop is None else self.crop
+        if crop not in passes:
+            raise UserError(f"--crop {crop}; this network's test crops are {', '.join(map(str, passes))}")
+        output, labels = inference.logits(found.model, passes[crop], devices.resolve(self.precision, device))
+        report = {"split": data.split, **inference.full_report(output, labels, data.classes)}
+        if self.json:
+            print(json.dumps(report))
+        else:
+            display.evaluation(report)
+        return 0
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Say what a trained network sees in images: the five likeliest classes of each."""
+
+    run_or_weights: Annotated[Positional[Path], arg(metavar="RUN|WEIGHTS")]
+    """A run folder or a .safetensors file."""
+    images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE|FOLDER...")]
+    """Image files of any common format, and folders of which all images are meant, also in folders below."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Precision = "auto"
+    """auto, float32 or bfloat16."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+    def run(self) -> int:
+        """Answer for every readable image; the exit code is 2 if one could not be read."""
+        from preresnet import device as devices
+        from preresnet import trained
+
+        if not self.images:
+            raise UserError("no image given; name one or more image files or folders after the run")
+        found = trained.open_weights(self.run_or_weights)
+        paths, broken = self._files()
+        answers, unreadable = trained.predict(found, paths, devices.choose(self.device), self.precision)
+        broken |= unreadable
+        if self.json:
+            print(json.dumps({"images": answers, "errors": broken}))
+        else:
+            display.answers(answers)
+        for message in broken.values():
+            print(f"error: {message}", file=sys.stderr)
+        return 2 if broken else 0
+
+    def _files(self) -> tuple[list[Path], dict[str, str]]:
+        """The files, and those of the folders, which are counted on the way; and what is wrong with a folder."""
+        from preresnet.data import files
+
+        paths: list[Path] = []
+        broken: dict[str, str] = {}
+        for path in self.images:
+            if not os.path.isdir(path):
+                paths.append(path)
+                continue
+            try:
+                names, left_out = files.find(path)
+            except UserError as error:
+                broken[str(path)] = str(error)
+                continue
+            words = files.left_out_words(left_out)
+            print(f"{path}: {len(names):,} images{words}", file=sys.stderr)
+            if not names:
+                broken[str(path)] = f"{path} holds no image{words}"
+            paths += [path / name for name in names]
+        return paths, broken
