@@ -1,4 +1,4 @@
-"""What does each command of ``preresnet`` take, do and print?"""
+"""The commands of ``preresnet``: what each takes, does and prints."""
 
 from preresnet.cli.entry import main
 

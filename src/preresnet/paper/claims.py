@@ -1,4 +1,4 @@
-"""Which orderings does the paper's text draw from its tables and figures?
+"""The orderings that the paper's text draws from its tables and figures.
 
 In our own words. Rows are named by recipe. Text and numbers: Sections 3 and 4, Tables 1 to 5, Figures 1, 3 and 6.
 """

@@ -1,4 +1,4 @@
-"""Which rows make up each table and figure of the paper?"""
+"""The rows that make up each table and figure of the paper."""
 
 import difflib
 from fnmatch import fnmatchcase

@@ -1,4 +1,4 @@
-"""What did the paper print, and which network and recipe does each number belong to?
+"""What the paper printed, each number with the network and the recipe that it belongs to.
 
 Every number of Tables 1 to 4 is the test error in per cent; ``None`` is the paper's "fail", an error above 20 %.
 Table 5 has the top-1 and top-5 errors of one crop of each ImageNet validation image. Rows of other people's networks in
