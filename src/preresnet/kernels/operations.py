@@ -103,6 +103,7 @@ def plain_norm(
     *convolution: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`norm` in PyTorch's own operations, which form the statistics anew."""
+    weight, bias = weight.contiguous(), bias.contiguous()  # of expanded ones, PyTorch's backward pass reads beyond
     y, mean, inv_std = torch.native_batch_norm(x, weight, bias, running_mean, running_var, True, momentum, eps)
     y = F.relu(y) if relu else y
     return y if kernel is None else _convolve(y, kernel, kernel_bias, *convolution), x, mean.detach(), inv_std.detach()
