@@ -232,10 +232,6 @@ def test_a_wrong_option_is_one_line_in_our_words(
         ({"base": CIFAR, "schedule": {"steps": "many"}}, 'schedule.steps: "many" given; it must be a whole number'),
         ({"base": CIFAR, "schedule": {"lr": math.inf}}, "schedule.lr: inf given; it must be a finite number"),
         ({"base": CIFAR, "schedule": {"milestones": 5}}, "schedule.milestones: 5 given; it must be a list"),
-        (
-            {"base": CIFAR, "schedule": {"shape": "one_cycle", "milestones": [5]}},
-            "schedule.milestones: there is no such",
-        ),
         ({"base": CIFAR, "optim": {"nesterov": 1}}, "optim.nesterov: 1 given; it must be true or false"),
         ({"base": CIFAR, "data": 7}, "data: 7 given; it must be an object with fields"),
         ({"base": CIFAR, "optim": {"kind": "adam"}}, "optim.kind=adam: there is no such kind"),
@@ -254,6 +250,19 @@ def test_a_wrong_recipe_file_is_one_line_that_names_it(
     assert words in said
     assert "mine.json" in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "given", [["--schedule.milestones", "4"], ["--schedule.milestones=4", "--schedule.warmup-lr", "0.1"]]
+)
+def test_what_another_shape_of_the_schedule_has_is_said_and_left_out(
+    given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = read("digits/resnet20-preact", "--schedule.steps", "6")
+    capsys.readouterr()
+    assert read("digits/resnet20-preact", *given, "--schedule.steps", "6") == plain
+    said = capsys.readouterr().err
+    assert "note: schedule.milestones has no effect: it is for schedule.shape=milestones, and this is one_cycle" in said
 
 
 def test_recipe_and_network_files_may_have_a_byte_order_mark(

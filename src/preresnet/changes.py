@@ -53,12 +53,29 @@ def changed(base: Recipe, given: Mapping[str, Any]) -> tuple[Recipe, list[str]]:
     for leader, followers in FOLLOWERS.items():
         if leader in given:
             said += _follow(content, leader, given[leader], followers, given)
+    of_others = without_effect(content, given)
+    said += of_others.values()
     for name, value in given.items():
+        if name in of_others:
+            continue
         part, _, last = name.partition(".")
         inner, last = (content[part], last) if part in PARTS and last else (content, name)
         inner[last] = value  # `from_json` answers for all names and values together
     made = from_json(Recipe, json.dumps(content))
     return made, said + _idle(made, given)
+
+
+def without_effect(content: Mapping[str, Any], given: Collection[str]) -> dict[str, str]:
+    """Fields of the schedule that were given but belong to another shape of it, each with a sentence about that."""
+    kind, shape = PARTS["schedule"], content["schedule"]["shape"]
+    fields_of = {tag: field_types(one) for tag in tags(kind) if (one := member(kind, tag))}
+    found = {}
+    for name in given:
+        part, _, last = name.partition(".")
+        owners = [tag for tag, known in fields_of.items() if last in known]
+        if part == "schedule" and owners and shape not in owners:
+            found[name] = f"{name} has no effect: it is for schedule.shape={' or '.join(owners)}, and this is {shape}"
+    return found
 
 
 def in_proportion(value: Any, new: int, old: int) -> Any:

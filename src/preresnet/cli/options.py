@@ -6,7 +6,7 @@ import math
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import redirect_stderr
 from itertools import pairwise
 from pathlib import Path
@@ -161,6 +161,17 @@ def given_fields(arguments: Sequence[str]) -> dict[str, str]:
             if name in known:
                 found[name] = value if sign else following
     return found
+
+
+def without(arguments: Sequence[str], left_out: Collection[str]) -> list[str]:
+    """The arguments without the options of some fields of a recipe, and without their values."""
+    kept, dropping = [], False
+    for argument in arguments:
+        if argument.startswith("--"):
+            dropping = argument[2:].partition("=")[0].replace("-", "_") in left_out
+        if not dropping:
+            kept.append(argument)
+    return kept
 
 
 def leading(given: dict[str, str]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +11,7 @@ import tyro
 from tyro.conf import AvoidSubcommands, Positional, arg
 
 from preresnet import display
-from preresnet.changes import changed
+from preresnet.changes import changed, without_effect
 from preresnet.cli import options
 from preresnet.cli.options import command_line, shown
 from preresnet.fields import UserError, with_fields
@@ -62,11 +62,13 @@ class Train:
         name, arguments = arguments[place], [*arguments[:place], *arguments[place + 1 :]]
         base, given = options.read_recipe(name), options.given_fields(arguments)
         default, _ = changed(base, options.leading(given))
-        if foreign := [field for field in given if not options.has(default, field)]:
+        idle = without_effect(asdict(default), given)
+        if foreign := [field for field in given if field not in idle and not options.has(default, field)]:
             changed(default, {foreign[0]: given[foreign[0]]})
         start = cls(name=name, out=tyro.MISSING, recipe=default)
-        made = options.parsed(cls, "train", [name, *arguments], start)
-        final, said = changed(base, {field: options.value(made.recipe, field) for field in given})
+        made = options.parsed(cls, "train", [name, *options.without(arguments, idle)], start)
+        values = {field: given[field] if field in idle else options.value(made.recipe, field) for field in given}
+        final, said = changed(base, values)
         for line in said + options.too_small(final):
             options.note(line)
         return replace(made, recipe=final)
