@@ -148,7 +148,7 @@ def table(found: dict[str, Any]) -> str:
         f"{one} settings of Table 1 and {two} of Table 2 are judged as the paper found them. (The gates from 0 to -5",
         f"are one setting, which counts with the share of its hits. Of {count} networks of Table 1 it is {hits}.)",
         "",
-        "| network | paper | verdict | | product of factors | largest step, of the weight | wrong in 48 steps |",
+        "| network | paper | verdict | right? | product of factors | largest step, of the weight | wrong in 48 steps |",
         "|---|---|---|---|---|---|---|",
     ]
     printed = {row["network"]: row for row in found["rows"]}
