@@ -14,6 +14,7 @@ import preresnet.device as devices
 from preresnet import trained
 from preresnet.data import loaders, sets
 from preresnet.data.order import generator
+from preresnet.fields import require, with_fields
 from preresnet.model.describe import default_size
 from preresnet.model.network import Network, build
 from preresnet.paper.networks import network
@@ -63,6 +64,7 @@ class Settings:
             value = getattr(self, field)
             if value is not None and value < least:
                 raise UserError(f"{field} {value}; it must be {least} or more")
+        require(0 <= self.seed < 2**63, f"seed {self.seed}; it must be 0 or more, and below 2**63")
 
 
 def measure(names: Sequence[str], settings: Settings, report: Callable[[str], None]) -> dict[str, Any]:
@@ -166,7 +168,7 @@ def _open(name: str, settings: Settings) -> Subject:
             raise UserError(f"a verdict needs labelled images; give --data {', '.join(DATA_SETS)}")
         return Subject(model, "noise", lambda count: _noise(model, settings, count))
     if settings.image_size is not None:
-        spec = replace(spec, image_size=settings.image_size)
+        spec = with_fields(spec, image_size=settings.image_size)
     _, channels = sets.shape(spec, settings.data_root)
     if channels != model.spec.in_channels:
         raise UserError(f"{name} takes images of {model.spec.in_channels} channels, {spec.name} has {channels}")

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import preresnet.device as devices
 from preresnet.data import sets
+from preresnet.fields import read_json
 from preresnet.propagation import series
 from preresnet.recipe import Recipe
 from preresnet.spec import NetSpec, UserError, from_json, to_json
@@ -82,17 +83,21 @@ def kept(request: folder.Request, crop: int | None = None) -> Outcome | None:
         path = request.out / file
         if not path.is_file():
             continue
-        found = json.loads(path.read_text())
+        found = read_json(path, "the result")
         num_classes, in_channels = sets.shape(request.recipe.data, request.data_root)
-        # read, not compared as text: an earlier version wrote fewer fields
-        same = from_json(Recipe, json.dumps(found["recipe"])) == request.recipe
-        same &= from_json(NetSpec, json.dumps(found["network"])) == folder.resolve_network(
-            request.recipe, num_classes, in_channels
-        )
-        if same and found["seed"] == request.seed:
-            if file == DIVERGED_FILE:
-                return Outcome("diverged", message=found["message"])
-            return Outcome("done", **errors(found, crop))
+        wanted = folder.resolve_network(request.recipe, num_classes, in_channels)
+        try:
+            # read, not compared as text: an earlier version wrote fewer fields
+            same = from_json(Recipe, json.dumps(found["recipe"])) == request.recipe
+            same &= from_json(NetSpec, json.dumps(found["network"])) == wanted
+            if same and found["seed"] == request.seed:
+                if file == DIVERGED_FILE:
+                    return Outcome("diverged", message=found["message"])
+                return Outcome("done", **errors(found, crop))
+        except (KeyError, TypeError, UserError) as error:
+            raise UserError(
+                f"{path} is no whole result ({error}); restore it, or delete it to do the end again"
+            ) from None
     return None
 
 

@@ -115,7 +115,7 @@ class Run:
         out = self.request.out
         folder.claim(self.request, self.spec, self.device, self.precision)
         if (out / checkpoint.CHECKPOINT_FILE).is_file():
-            self.progress = Progress.from_dict(checkpoint.restore(out, self.model, self.optimizer))
+            self.progress = checkpoint.restore(out, self.model, self.optimizer, Progress.from_dict)
             self.meter = Meter(self.progress)
             self.saved_step = self.progress.step
         self.log = RunLog(out, self.last_step, self.progress.step, self.progress.num_lines)
