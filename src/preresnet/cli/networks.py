@@ -113,6 +113,8 @@ class Bench:
 
         if self.out is not None and (self.out.exists() or self.out.with_suffix(".png").exists()):
             raise UserError(f"{self.out} or its picture already exists; give another --out")
+        if self.out is not None:
+            self.out.parent.mkdir(parents=True, exist_ok=True)  # before minutes are spent on what could not be kept
         words = terminal.console(stderr=True)
         found = bench.bench(
             self.name,
@@ -129,7 +131,6 @@ class Bench:
         )
         record = {"command": command_line(), **found}
         if self.out is not None:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
             self.out.write_text(bench.as_json(record))
             canvas.save(speed.draw_speed(record), self.out.with_suffix(".png"), dpi=150)
         if self.json:
