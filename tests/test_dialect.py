@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pydantic
 import pytest
 import torch
 import torch.nn.functional as F
@@ -27,7 +26,7 @@ from preresnet.model.shortcuts import same_border
 from preresnet.model.units import ResidualUnit
 from preresnet.paper import peers
 from preresnet.paper.networks import network, network_names
-from preresnet.spec import MEMORY_PLANS, Dialect, MemoryPlan, NetSpec, StemSpec, UserError, explain, from_json, to_json
+from preresnet.spec import MEMORY_PLANS, Dialect, MemoryPlan, NetSpec, StemSpec, UserError, from_json, to_json
 
 RAW = StemSpec(width=8, kernel=7, stride=2, pool=True)
 
@@ -92,7 +91,10 @@ def test_specifications_round_trip(name: str) -> None:
     [
         (lambda d: d["stages"][1].update(bottleneck_ratio=5), "width 128 is not a multiple of bottleneck_ratio 5"),
         (lambda d: d["stages"][1].update(bottleneck_ratio=0), "stage bottleneck_ratio=0; it must be 1 or more"),
-        (lambda d: d["stages"][1].update(bottleneck_ratio=[4, 2]), "stages.1.bottleneck_ratio: .*integer"),
+        (
+            lambda d: d["stages"][1].update(bottleneck_ratio=[4, 2]),
+            "stages.1.bottleneck_ratio: .4, 2. given; it must be a whole",
+        ),
         (
             lambda d: d["unit"].update(kind="basic"),
             "stages.0 has bottleneck_ratio=4, but unit.kind='basic' has no bott",
@@ -100,7 +102,7 @@ def test_specifications_round_trip(name: str) -> None:
         (lambda d: d["stem"].update(pool_padding="zero"), "pool_padding='zero', but this stem does not pool"),
         (lambda d: d["stem"].update(activated=True, pool=False, pool_padding="same"), "this stem does not pool"),
         (lambda d: d["stem"].update(pool_padding="reflect"), "stem.pool_padding: .*'ignored', 'zero' or 'same'"),
-        (lambda d: d["stem"].update(pool="max"), "stem.pool: .*boolean"),
+        (lambda d: d["stem"].update(pool="max"), "stem.pool: .max. given; it must be true or false"),
         (lambda d: d["dialect"].update(conv_padding="SAME"), "dialect.conv_padding: .*'symmetric' or 'same'"),
         (lambda d: d["dialect"].update(shared_preactivation="first"), "shared_preactivation: .*'network_first'"),
     ],
@@ -108,10 +110,11 @@ def test_specifications_round_trip(name: str) -> None:
 def test_what_cannot_be_is_refused_by_name(change: Callable[[Any], None], words: str) -> None:
     content = json.loads(to_json(peers.keras_cifar(20, version=2)))
     change(content)
-    with pytest.raises(pydantic.ValidationError) as caught:
+    with pytest.raises(UserError) as caught:
         from_json(NetSpec, json.dumps(content))
-    assert re.search(words, explain(caught.value)), explain(caught.value)
-    assert caught.value.error_count() == 1
+    line = str(caught.value)
+    assert re.search(words, line), line
+    assert line.count("; ") <= 1  # one fault, one message
 
 
 @pytest.mark.parametrize(
@@ -326,6 +329,6 @@ def test_a_file_is_described_trained_and_evaluated(tmp_path: Path, capsys: pytes
     assert main(["describe", str(file), "--json"]) == 0
     assert from_json(NetSpec, json.dumps(json.loads(capsys.readouterr().out)["spec"])) == spec
     train = ["train", "digits/resnet20-preact", "--network", str(file), "--out", str(run), "--global-batch", "16"]
-    short = ["--schedule.steps", "6", "--schedule.milestones", "3", "5", "--schedule.warmup-steps", "1"]
+    short = ["--schedule.steps", "6", "--schedule.warmup-steps", "1"]
     assert main([*train, *short, "--data.image-size", "8", "--precision", "float32"]) == 0
     assert main(["evaluate", str(run)]) == 0

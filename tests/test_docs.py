@@ -1,4 +1,4 @@
-"""Every Python block of README and guides runs as it stands, and every command in them parses."""
+"""Every Python block of README, first page and guides runs as it stands, and every command in them parses."""
 
 import importlib
 import re
@@ -10,7 +10,7 @@ import pytest
 from preresnet.cli import entry, main
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guide").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "index.md", *sorted((ROOT / "docs" / "guide").rglob("*.md"))]
 # a comment `<!-- no-run: needs ... -->` above a block says why it is not run
 BLOCK = re.compile(r"(?:<!-- no-run: (?P<reason>.+?) -->\n)?^```(?P<kind>\w+)[^\n]*\n(?P<text>.*?)^```$", re.M | re.S)
 

@@ -125,7 +125,7 @@ def test_the_short_table_counts_the_papers_rows(tmp_path: Path, known: dict[str,
     put(tmp_path, known, "table1-scaled-steps2000/cifar10-resnet110-plain/seed0.json", **preact, error_pct=88.0)
     put(tmp_path, known, "own/mine/seed0.json", **preact, error_pct=7.0)
     found = records.short_results(tmp_path / "records")
-    assert "| `cifar10/resnet110-preact` | 6.37 | 6.40 | 1 |" in found
+    assert "| `cifar10/resnet110-preact` | 1 | 1 |  | 6.37 | 6.40 (1 seed) |" in found
     assert "| Table 1: shortcuts, 110 layers | 16 | 0 | 1 |" in found
     assert "| Table 2: orders of activation | 10 | 1 | 0 |" in found
     assert "88.00" not in found

@@ -64,10 +64,12 @@ class Stage(nn.Module):
         if is_hooked(self.units):
             return self.units(x), None
         units = list(self.units)
-        size = self.segment if torch.is_grad_enabled() and self.segment else len(units)
+        # A compiler decides by itself what it computes again.
+        segmented = self.segment and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        size = self.segment if segmented else len(units)
         for first in range(0, len(units), size):
             part = units[first : first + size]
-            if not self.segment or not torch.is_grad_enabled() or (self.last and first + size >= len(units)):
+            if not segmented or (self.last and first + size >= len(units)):
                 x, moments = in_order(part, x, moments)
             else:
                 x, moments = recomputed(partial(in_order, part), part, x, moments)

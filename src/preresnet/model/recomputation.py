@@ -5,10 +5,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from preresnet.kernels.passes import Statistics
+from preresnet.spec import UserError
 
 
 @dataclass
@@ -29,8 +31,11 @@ _tape: ContextVar[Tape | None] = ContextVar("tape", default=None)
 
 
 def current_tape() -> Tape | None:
-    """What the norms that are executed now write to, or read from; None outside of recomputed parts."""
-    return _tape.get()
+    """What the norms that are executed now write to, or read from; None outside of recomputed parts.
+
+    What is being compiled is never part of one (and PyTorch 2.11 cannot compile the question).
+    """
+    return None if torch.compiler.is_compiling() else _tape.get()
 
 
 @contextmanager
@@ -65,7 +70,13 @@ def recomputed(
 
     Returns:
         What ``run`` returns.
+
+    Raises:
+        UserError: a part is compiled on its own, so that it would not see that it is repeated.
     """
+    modules = [module for part in parts for module in part.modules()]
+    if any(module._compiled_call_impl is not None for module in modules):
+        raise UserError("units that are compiled one by one cannot be recomputed; compile the network, or plan 'plain'")
     tape = Tape()
     result = checkpoint(
         run,
@@ -74,7 +85,7 @@ def recomputed(
         use_reentrant=False,
         context_fn=lambda: (taped(tape, replaying=False), taped(tape, replaying=True)),
         # Reading the generators' state costs time, on a GPU a synchronisation.
-        preserve_rng_state=any(isinstance(module, nn.Dropout) for part in parts for module in part.modules()),
+        preserve_rng_state=any(isinstance(module, nn.Dropout) for module in modules),
     )
     assert isinstance(result, tuple)
     return result

@@ -48,8 +48,8 @@ class Probe:
         forward: ``x_``, ``residual_`` and ``sum_`` followed by ``mean``, ``variance``, ``negative_share`` and ``rms``;
             ``shortcut_rms``; ``changed``: length of x_{l+1} - y_l over that of y_l, what f does (None where shapes
             differ, and for the last unit).
-        joins: ``factor``: share of x_l that the shortcut keeps, <h(x), x> / <x, x> (None where it changes the shape, or
-            turns x_l, as a convolution does: a cosine below 1/2);
+        joins: ``factor``: share of x_l that the shortcut keeps, ``<h(x), x> / <x, x>`` (None where it changes
+            the shape, or turns x_l, as a convolution does: a cosine below 1/2);
             ``gain``: rms of h(x) over rms of x; ``product``: of the factors from this unit to the last one.
         pairs: for each run of units with shortcuts lambda x (a constant: number, parameter or buffer): ``units`` and
             ``deviation[l][L]``, the length of x_L - (product of lambda) x_l - (scaled residuals) over that of x_L;
@@ -57,7 +57,7 @@ class Probe:
         backward: one entry more than units, the last one for the last sum. ``gradient``, ``straight`` and ``rest``:
             root mean square, over samples, of the length of the gradient and of its parts; ``cosine``: mean cosine
             between the parts; ``cancelled_share``: samples where the sum is less than a tenth of what both measure;
-            ``rest_along_straight``: mean of <rest, straight> / <straight, straight>, which is -1 where they cancel.
+            ``rest_along_straight``: mean of ``<rest, straight> / <straight, straight>``, -1 where they cancel.
         agreement: the largest difference between the two ways, over the length of what is compared: ``straight``,
             ``rest``, ``gradient``.
         weights: by parameter of two or more dimensions: ``gradient`` (length, of the mean loss), ``weight`` (length),

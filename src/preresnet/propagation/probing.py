@@ -18,12 +18,13 @@ from preresnet.fields import require, with_fields
 from preresnet.model.describe import default_size
 from preresnet.model.network import Network, build
 from preresnet.paper.networks import network
-from preresnet.pictures import canvas, depth, heatmaps
+from preresnet.pictures import depth, heatmaps
 from preresnet.propagation import series, verdict
 from preresnet.propagation.probe import probe
 from preresnet.recipe import DATA_SETS, DataName, images_of
 from preresnet.spec import UserError
 from preresnet.train import watch
+from preresnet.train.checkpoint import write_atomically
 from preresnet.train.folder import read_network
 
 Data = Literal["auto", "noise"] | DataName
@@ -113,12 +114,13 @@ def measure(names: Sequence[str], settings: Settings, report: Callable[[str], No
     }
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / PROBE_FILE).write_text(json.dumps(series.short(result), indent=1) + "\n")
+        text = json.dumps(series.short(result), indent=1) + "\n"
+        write_atomically(out / PROBE_FILE, lambda path: path.write_text(text))
         titles = dict(zip(names, _titles(names), strict=True))
-        canvas.save(depth.draw_depth({titles[name]: one for name, one in found.items()}), out / PICTURE_FILE)
+        series.write_picture(depth.draw_depth({titles[name]: one for name, one in found.items()}), out / PICTURE_FILE)
         probed = {titles[name]: lines for name in names if Path(name).is_dir() and (lines := watch.read(Path(name)))}
         if probed:
-            canvas.save(heatmaps.draw_heatmaps(probed), out / SERIES_PICTURE)
+            series.write_picture(heatmaps.draw_heatmaps(probed), out / SERIES_PICTURE)
     return result
 
 

@@ -17,6 +17,7 @@ from preresnet.recipe import Recipe
 from preresnet.spec import from_json
 from preresnet.study.manifest import DIVERGED_FILE, Manifest
 from preresnet.study.runs import errors
+from preresnet.train.checkpoint import write_atomically
 from preresnet.train.folder import RESULT_FILE
 
 SCALED = "-scaled-"
@@ -58,7 +59,7 @@ def keep(out: Path, found: Manifest, records: Path) -> tuple[list[Path], list[Pa
                     different.append(place)
                 continue
             place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text(text)
+            write_atomically(place, lambda path, text=text: path.write_text(text))
             written.append(place)
     return written, different
 
@@ -96,12 +97,12 @@ def results(records: Path) -> str:
 
 
 def short_results(records: Path) -> str:
-    """What is reproduced and what is not, in Markdown: runs at full length, then how much of each table was run.
+    """What is reproduced and what is not, in Markdown: what was run of each table, then rows at full length.
 
     Args:
         records: folder that holds all records.
     """
-    full = ["| run at full length | printed % | ours % | seeds |", _rule(4)]
+    full: list[str] = []
     found: dict[str, set[str]] = {"": set(), SCALED: set()}  # rows with records: at full length, shortened
     for folder in _groups(records):
         scaled = SCALED if SCALED in folder.name else ""
@@ -112,14 +113,17 @@ def short_results(records: Path) -> str:
                 runs = [json.loads(path.read_text()) for path in sorted(row.glob("seed*.json"))]
                 crop = _CROP.search(row.name)
                 errors = _errors(runs, int(crop[1]) if crop else None)
-                full.append(_line([f"`{_base(runs[0])}`", _printed(runs, row.name), errors, str(len(runs))]))
-    covered = ["| of the paper | rows | at full length | shortened |", _rule(4)]
+                seeds = "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
+                full.append(
+                    _line([f"`{_base(runs[0])}`", "1", "1", "", _printed(runs, row.name), f"{errors} ({seeds})"])
+                )
+    covered = ["| | rows | at full length | shortened | printed % | ours % |", _rule(6)]
     for name, study in STUDIES.items():
         if name.startswith("table"):
             rows = {f"{name}/{row_name(row)}" for row in study.rows}
             counts = [str(len(rows & found[kind])) for kind in ("", SCALED)]
-            covered.append(_line([study.title, str(len(rows)), *counts]))
-    return "\n".join(full) + "\n\n" + "\n".join(covered) + "\n"
+            covered.append(_line([study.title, str(len(rows)), *counts, "", ""]))
+    return "\n".join(covered + full) + "\n"
 
 
 def _groups(records: Path) -> list[Path]:

@@ -18,7 +18,7 @@ from preresnet.spec import MemoryPlan, NetSpec
 from preresnet.train import checkpoint, folder
 from preresnet.train.capture import check_mechanisms, choose_passes
 from preresnet.train.errors import STOPPED, NotFiniteError
-from preresnet.train.optim import sgd
+from preresnet.train.optim import build_optimizer
 from preresnet.train.progress import Meter, Progress, SinceLine
 from preresnet.train.runlog import RunLog
 
@@ -201,7 +201,7 @@ def prepare(request: folder.Request, rank: int = 0, world_size: int = 1) -> Run:
         plan,
         predicted_bytes,
         model,
-        sgd(model, recipe.optim),
+        build_optimizer(model, recipe.optim),
         rank,
         world_size,
     )
