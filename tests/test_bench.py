@@ -1,5 +1,6 @@
 """The bench: what it measures and how it answers. No test asserts a time."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -33,6 +34,21 @@ def test_a_bench_measures_all_and_writes_a_record(tmp_path: Path, capsys: pytest
     assert set(found["ratios"]) >= {"preresnet plain / preresnet eager", "preresnet sqrt / limit best"}
     assert main(["bench", *given]) == 2
     assert "already exists" in capsys.readouterr().err
+
+
+def test_a_result_that_cannot_be_written_is_said_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = tmp_path / "small.json"
+    monkeypatch.setattr(Path, "write_text", full)
+    assert main(["bench", *SMALL, "--against", "eager", "--out", str(out), "--json"]) == 1
+    said = capsys.readouterr()
+    assert json.loads(said.out)["rows"][0]["images_per_s"] > 0
+    assert f"{out} could not be written (No space left on device" in said.err
+    assert not out.exists()
 
 
 def test_inference_is_measured_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:

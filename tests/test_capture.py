@@ -11,7 +11,7 @@ from preresnet.cli import main
 from preresnet.model import memory
 from preresnet.spec import MemoryPlan, UserError
 from preresnet.train.capture import Mechanism, TrainingStep, check_mechanisms, is_capturable
-from preresnet.train.optim import set_lr, sgd, update
+from preresnet.train.optim import build_optimizer, set_lr, update
 
 OPTIM = preresnet.recipe("cifar10/resnet20-preact").optim
 
@@ -20,7 +20,7 @@ def test_on_a_cpu_a_step_is_the_update() -> None:
     losses = []
     for as_step in (False, True):
         model = preresnet.create_model("resnet8-preact", seed=0)
-        optimizer = sgd(model, OPTIM)
+        optimizer = build_optimizer(model, OPTIM)
         step = TrainingStep(model, optimizer, 2, "float32")
         source = torch.Generator().manual_seed(0)
         for number in range(3):
@@ -77,7 +77,7 @@ def test_commands_refuse_them_on_a_cpu(command: list[str], tmp_path: Path, capsy
 
 
 def test_on_a_gpu_the_bench_has_a_row_for_each_and_for_all() -> None:
-    found = measure.jobs(
+    found = measure.setups(
         "resnet8-preact",
         8,
         ("eager", "limit"),

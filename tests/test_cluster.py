@@ -17,7 +17,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from preresnet.paper.recipes import recipe
-from preresnet.study.reproduce import Progress, Settings, reproduce
+from preresnet.study.reproduce import Progress, Execution, reproduce
 from preresnet.study.sweep import of_sweep
 
 NAME = "digits/resnet20-preact"
@@ -39,7 +39,7 @@ def study(out):
 
     plan = of_sweep(NAME, recipe(NAME), ("schedule.lr=0.05,0.1,0.2", *TINY))
     try:
-        reproduce(plan, 1, Settings(out, executor="ray", device="cpu"), Progress(moved=kill_a_node_at_work))
+        reproduce(plan, 1, Execution(out, executor="ray", device="cpu"), Progress(moved=kill_a_node_at_work))
     finally:
         ray.shutdown()
         cluster.shutdown()

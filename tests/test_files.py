@@ -25,7 +25,7 @@ from preresnet.recipe import DATA_SETS, ImagesInFiles, ImagesInMemory, Milestone
 from preresnet.spec import Dialect, UserError
 from preresnet.study import entries, manifest, plan
 from preresnet.study.plan import run_folder
-from preresnet.study.reproduce import Settings, reproduce
+from preresnet.study.reproduce import Execution, reproduce
 from preresnet.train import trainer
 from preresnet.train.folder import Request
 
@@ -510,12 +510,12 @@ def test_table_5_is_run_and_its_first_two_rows_test_one_run(
     assert [row.crop for row in rows] == [224, None]
     assert rows[0].recipe.norm_batch == 3
     out = tmp_path / "study"
-    settings = Settings(out, data_root=photos)
+    execution = Execution(out, data_root=photos)
     waiting = entries.open_study(out, replace(made, rows=rows), [0], "")
     out.mkdir()
     manifest.write(out, waiting)
     trainer.train(Request(rows[0].recipe, run_folder(out, rows[0], 0), data_root=photos, workers=0))
-    found = reproduce(replace(made, rows=rows), 1, settings)  # nothing is left to be trained
+    found = reproduce(replace(made, rows=rows), 1, execution)  # nothing is left to be trained
     result = json.loads((out / "imagenet-resnet18-original" / "seed0" / "result.json").read_text())
     at_224, at_320 = found.rows
     assert at_320.runs[0].error_pct == result["error_pct"]

@@ -21,7 +21,7 @@ from preresnet.model.preactivation import Norm
 from preresnet.paper.networks import ORDERS, SHORTCUTS
 from preresnet.recipe import SGD
 from preresnet.spec import Dialect, Dropout, NetSpec, StageSpec, StemSpec, UnitSpec
-from preresnet.train.optim import set_lr, sgd, update
+from preresnet.train.optim import build_optimizer, set_lr, update
 
 LOSSES = Path(__file__).parent / "golden" / "losses.json"
 STEPS = 20
@@ -66,7 +66,7 @@ def losses(spec: NetSpec, *, channels_last: bool = True) -> list[float]:
     model.head.linear.bias.data.zero_()
     size = 16 if spec.stem.activated else 8
     x, y = draw(8, spec.in_channels, size, size), torch.arange(8) % spec.num_classes
-    optimizer = sgd(model, SGD())
+    optimizer = build_optimizer(model, SGD())
     set_lr(optimizer, 0.05)
     before = torch.get_num_threads()
     torch.set_num_threads(1)

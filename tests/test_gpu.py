@@ -15,7 +15,7 @@ from preresnet.model.network import set_fused
 from preresnet.recipe import Milestones, Precision
 from preresnet.train.capture import Mechanism, TrainingStep, own_stream
 from preresnet.train.folder import Request
-from preresnet.train.optim import set_lr, sgd, update
+from preresnet.train.optim import build_optimizer, set_lr, update
 from preresnet.train.trainer import train
 
 pytestmark = [
@@ -40,7 +40,7 @@ def test_a_gpu_computes_what_a_cpu_does(name: str) -> None:
     for device in (torch.device("cpu"), torch.device("cuda")):
         model = preresnet.create_model(name, seed=0).double()
         devices.place(model, device)
-        optimizer = sgd(model, preresnet.recipe("cifar10/resnet20-preact").optim)
+        optimizer = build_optimizer(model, preresnet.recipe("cifar10/resnet20-preact").optim)
         set_lr(optimizer, 0.05)
         inputs = x.double().to(device), y.to(device)
         losses[device.type] = [update(model, optimizer, *inputs, None, "float32")[0].item() for _ in range(5)]
@@ -58,7 +58,7 @@ def test_a_step_with_a_mechanism_is_the_plain_step(name: str, precision: Precisi
         set_fused(model, "compiled" in mechanisms)
         torch.backends.cudnn.benchmark = False  # the same kernels both times
         with own_stream(device):
-            optimizer = sgd(model, preresnet.recipe("cifar10/resnet20-preact").optim)
+            optimizer = build_optimizer(model, preresnet.recipe("cifar10/resnet20-preact").optim)
             step = TrainingStep(model, optimizer, None, precision, mechanisms)
             source = torch.Generator().manual_seed(1)
             found = []
@@ -79,7 +79,7 @@ def test_a_captured_step_draws_new_masks() -> None:
     device = torch.device("cuda")
     model = devices.place(preresnet.create_model("resnet8-original-dropout-0.5", seed=0), device)
     with own_stream(device):
-        optimizer = sgd(model, preresnet.recipe("cifar10/resnet20-preact").optim)
+        optimizer = build_optimizer(model, preresnet.recipe("cifar10/resnet20-preact").optim)
         step = TrainingStep(model, optimizer, None, "float32", ("tensor-lr", "capture"))
         x = torch.randn(16, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
         losses = [step(x, (torch.arange(16) % 10).to(device))[0].item() for _ in range(8)]  # at rate 0

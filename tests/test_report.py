@@ -310,6 +310,7 @@ def test_a_paper_row_trained_alone_stands_beside_the_papers_number_and_names_wha
 
 def test_each_network_is_drawn_beside_the_original_of_its_depth(tmp_path: Path) -> None:
     names = "resnet110-original", "resnet164-original", "resnet164-preact", "resnet110-preact-1layer", "resnet110-plain"
+    names += "resnet20-original", "resnet20-preact-bottleneck", "resnet20-original-bottleneck"
     runs = [make_run(tmp_path / name, 0, f"cifar10/{name}", 9.0) for name in names]
     (study,) = gather.gather(runs)
     beside = {row.entry.network: other.entry.network if (other := study.beside(row)) else None for row in study.rows}
@@ -319,6 +320,9 @@ def test_each_network_is_drawn_beside_the_original_of_its_depth(tmp_path: Path) 
         "resnet164-preact": "resnet164-original",
         "resnet110-preact-1layer": None,
         "resnet110-plain": "resnet110-original",
+        "resnet20-original": None,
+        "resnet20-preact-bottleneck": "resnet20-original-bottleneck",
+        "resnet20-original-bottleneck": None,
     }
 
 

@@ -1,5 +1,6 @@
 """Studies as a user does them: whole, killed, stopped, continued. No run is lost and none is done twice."""
 
+import errno
 import hashlib
 import json
 import os
@@ -26,10 +27,11 @@ from preresnet.data import cifar, sets
 from preresnet.spec import UserError
 from preresnet.study import executors
 from preresnet.study.plan import Plan
-from preresnet.study.reproduce import Settings, reproduce
-from preresnet.study.runs import Job, Outcome, work
+from preresnet.study.reproduce import Execution, reproduce
+from preresnet.study.runs import Job, Outcome, kept, work
 from preresnet.study.sweep import of_sweep
 from preresnet.train import folder, trainer, watch
+from preresnet.train.folder import Request
 
 DIGITS = "digits/resnet20-preact"
 TINY = ("network=resnet8-preact", "data.image_size=8", "global_batch=16", "precision=float32", "log_every=10")
@@ -191,6 +193,49 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """A run of a few steps in a study that has begun."""
+    (tmp_path / "study.json").write_text("{}")
+    recipe = preresnet.recipe("digits/resnet20-preact")
+    short = replace(recipe, schedule=replace(recipe.schedule, steps=2, warmup_steps=0), network="resnet8-preact")
+    return Job("row", Request(short, tmp_path / "row" / "seed0", device="cpu"), tmp_path)
+
+
+def test_a_run_that_the_first_version_finished_is_kept(job: Job) -> None:
+    assert work(job).status == "done"
+    file = job.request.out / "result.json"
+    found = json.loads(file.read_text())
+    for name in ("pool", "pool_padding"):  # the first version knew none of these
+        del found["network"]["stem"][name]
+    for stage in found["network"]["stages"]:
+        del stage["bottleneck_ratio"]
+    del found["network"]["dialect"]["conv_padding"], found["recipe"]["optim"]["kind"]
+    found["recipe"]["optim"]["orthogonal_scale"] = 0.0
+    file.write_text(json.dumps(found))
+    assert kept(job.request) == Outcome("done", found["error_pct"], top5_error_pct=found["top5_error_pct"])
+    found["network"]["unit"]["order"]["after_add"] = "R"
+    file.write_text(json.dumps(found))
+    assert kept(job.request) is None
+
+
+def test_a_run_is_done_though_its_diary_cannot_be_written(job: Job) -> None:
+    job.log.parent.write_text("no folder, as where a disk is full")
+    assert work(job).status == "done"
+
+
+def test_a_run_that_cannot_begin_says_which_file_could_not_be_written(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    outcome = work(job)
+    assert outcome.status == "failed"
+    assert "could not be written (No space left on device" in outcome.message
+
+
+@pytest.fixture
 def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A few random images in the official layout, with the checksums that belong to them."""
     python, binary = cifar._LAYOUTS["cifar10"]
@@ -285,12 +330,12 @@ def plan(*rates: float, steps: int = 3) -> Plan:
 
 
 def test_a_study_that_another_command_works_at_is_refused(tmp_path: Path, here: None) -> None:
-    reproduce(plan(0.1, 0.2), 1, Settings(tmp_path / "study"))
+    reproduce(plan(0.1, 0.2), 1, Execution(tmp_path / "study"))
     with (
         FileLock(tmp_path / "study" / ".locks" / "study.lock"),
         pytest.raises(ValueError, match="another command works"),
     ):
-        reproduce(plan(0.1, 0.2), 1, Settings(tmp_path / "study"))
+        reproduce(plan(0.1, 0.2), 1, Execution(tmp_path / "study"))
 
 
 @contextmanager
@@ -318,7 +363,7 @@ def test_a_run_has_one_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("preresnet.study.runs.LOCK_WAIT_S", 0.1)
     out, jobs = tmp_path / "study", list[Job]()
     monkeypatch.setattr(executors, "local", lambda given, *_: jobs.extend(given) or 0)
-    reproduce(plan(0.1, 0.2), 1, Settings(out))
+    reproduce(plan(0.1, 0.2), 1, Execution(out))
     job = jobs[0]
     words = f"{job.request.out} is in use: process {os.getpid()} on "
     with held_elsewhere(job.request.out):
@@ -337,7 +382,7 @@ def test_a_folder_that_a_worker_cannot_see_is_named(
 ) -> None:
     jobs: list[Job] = []
     monkeypatch.setattr(executors, "local", lambda given, *_: jobs.extend(given) or 0)
-    reproduce(plan(0.1, 0.2), 1, Settings(tmp_path / "study"))
+    reproduce(plan(0.1, 0.2), 1, Execution(tmp_path / "study"))
     outcome = work(replace(jobs[0], study=tmp_path / "elsewhere"))
     assert outcome.status == "failed"
     assert "share" in outcome.message
@@ -346,11 +391,11 @@ def test_a_folder_that_a_worker_cannot_see_is_named(
 
 def test_what_lies_in_the_way_is_kept_and_named(tmp_path: Path, here: None) -> None:
     out = tmp_path / "study"
-    found = reproduce(plan(0.1, 0.2), 1, Settings(out))
+    found = reproduce(plan(0.1, 0.2), 1, Execution(out))
     assert found.rows[0].runs[0].status == "done"
     before = stamps(out / "schedule.lr=0.1" / "seed0")
     changed = plan(0.1, 0.2, steps=4)
-    found = reproduce(replace(changed, title=found.title), 1, Settings(out))
+    found = reproduce(replace(changed, title=found.title), 1, Execution(out))
     (run,) = found.rows[0].runs
     assert (run.status, run.error_pct) == ("failed", None)
     assert "holds another run" in run.message
@@ -358,7 +403,7 @@ def test_what_lies_in_the_way_is_kept_and_named(tmp_path: Path, here: None) -> N
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="not empty and holds no study"):
-        reproduce(plan(0.1, 0.2), 1, Settings(tmp_path / "thesis"))
+        reproduce(plan(0.1, 0.2), 1, Execution(tmp_path / "thesis"))
 
 
 def test_a_dry_run_lists_runs_and_their_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -426,11 +471,11 @@ def test_a_study_is_read_under_its_lock(tmp_path: Path, here: None, monkeypatch:
 
     def meanwhile(*given: Any) -> Any:
         monkeypatch.setattr(sets, "load", loaded)
-        reproduce(plan(0.3, 0.4), 1, Settings(out))
+        reproduce(plan(0.3, 0.4), 1, Execution(out))
         return loaded(*given)
 
     monkeypatch.setattr(sets, "load", meanwhile)
-    found = reproduce(plan(0.1, 0.2), 1, Settings(out))
+    found = reproduce(plan(0.1, 0.2), 1, Execution(out))
     assert sorted(row.label for row in found.rows) == [f"schedule.lr = {rate}" for rate in (0.1, 0.2, 0.3, 0.4)]
     assert statuses(out) == ["done"] * 4
 

@@ -175,3 +175,18 @@ def test_a_study_stops_its_runs_and_their_workers_save(photos: Path, tmp_path: P
     for run in runs:
         assert torch.load(run / "checkpoint.pt", weights_only=True)["progress"]["step"] >= 5
     assert "DataLoader worker" not in "".join(path.read_text() for path in (out / ".logs").iterdir())
+
+
+def test_a_bench_that_is_interrupted_says_so_in_one_word() -> None:
+    process = start("bench", "resnet8-preact", "--batch", "4", "--rounds", "100000", "--against", "eager")
+    said = ""
+    while "round 1 of" not in said:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    os.killpg(process.pid, signal.SIGINT)
+    _, rest = process.communicate(timeout=240)
+    assert process.returncode == 130, rest
+    assert rest.splitlines()[-1] == "stopped"
+    assert "Traceback" not in rest

@@ -25,7 +25,7 @@ from preresnet.recipe import SGD, Milestones, Muon, OneCycle, Recipe
 from preresnet.spec import MEMORY_PLANS, MemoryPlan, from_json, to_json
 from preresnet.train import checkpoint, progress, runlog, trainer
 from preresnet.train.folder import Request
-from preresnet.train.optim import set_lr, sgd, update
+from preresnet.train.optim import build_optimizer, set_lr, update
 from preresnet.train.progress import Meter
 from preresnet.train.trainer import train
 
@@ -394,7 +394,7 @@ def test_parts_of_a_batch_add_up_to_its_mean_gradient() -> None:
     losses, weights = [], []
     for norm_batch in (None, 2):
         model = linear_model()
-        optimizer = sgd(model, SGD())
+        optimizer = build_optimizer(model, SGD())
         set_lr(optimizer, 0.1)
         losses.append(update(model, optimizer, x, y, norm_batch, "float32")[0])
         weights.append(model[1].weight.detach())  # type: ignore[index]
@@ -407,7 +407,7 @@ def test_parts_of_a_batch_move_running_statistics_once(momentum: float, norm_bat
     """(1 - m) old + m times the mean over the parts, by hand, over two updates; 3 of 8 leaves a smaller last part."""
     norm = nn.BatchNorm2d(3, momentum=momentum)
     model = nn.Sequential(norm, nn.Flatten(), nn.Linear(12, 4)).double()
-    optimizer, y = sgd(model, SGD()), torch.arange(8) % 4
+    optimizer, y = build_optimizer(model, SGD()), torch.arange(8) % 4
     mean, var = torch.zeros(3).double(), torch.ones(3).double()
     for _ in range(2):
         x = torch.randn(8, 3, 2, 2).double() + 3
@@ -432,7 +432,7 @@ def test_parts_move_the_statistics_of_a_network_once(plan: MemoryPlan) -> None:
     x, y = torch.randn(8, 3, 8, 8).contiguous(memory_format=torch.channels_last), torch.arange(8) % 4
     with torch.no_grad():
         expected = 0.1 * torch.stack([model.stem(part).mean((0, 2, 3)) for part in x.split(2)]).mean(0)
-    update(model, sgd(model, SGD()), x, y, 2, "float32")
+    update(model, build_optimizer(model, SGD()), x, y, 2, "float32")
     found = model.state_dict()
     torch.testing.assert_close(found["stages.0.units.0.pre.running_mean"], expected)
     assert {int(value) for name, value in found.items() if name.endswith("num_batches_tracked")} == {1}
@@ -441,7 +441,7 @@ def test_parts_move_the_statistics_of_a_network_once(plan: MemoryPlan) -> None:
 def test_sgd_is_the_papers_update() -> None:
     """v = m v + (g + d w); w = w - lr v, by hand over three steps."""
     model = linear_model()
-    optimizer = sgd(model, SGD(momentum=0.9, weight_decay=0.01))
+    optimizer = build_optimizer(model, SGD(momentum=0.9, weight_decay=0.01))
     weight = model[1].weight.detach().clone()  # type: ignore[index]
     velocity = torch.zeros_like(weight)
     x, y = torch.randn(8, 3, 2, 2).double(), torch.arange(8) % 4
@@ -455,16 +455,16 @@ def test_sgd_is_the_papers_update() -> None:
 
 def test_decay_can_leave_norms_and_biases_alone() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 4))
-    groups = sgd(model, SGD(decay_all=False)).param_groups
+    groups = build_optimizer(model, SGD(decay_all=False)).param_groups
     assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [(1, 1e-4), (3, 0.0)]
-    assert len(sgd(model, SGD()).param_groups) == 1
+    assert len(build_optimizer(model, SGD()).param_groups) == 1
 
 
 def test_orthogonal_steps_turn_all_directions_alike_and_keep_the_norm() -> None:
     torch.manual_seed(0)
     convolutions = nn.Conv2d(6, 4, 3, bias=False), nn.Conv2d(4, 4, 3, bias=False)
     model = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(16, 4))
-    optimizer = sgd(model, Muon(momentum=0.9, nesterov=True, weight_decay=0.0, orthogonal_scale=0.25))
+    optimizer = build_optimizer(model, Muon(momentum=0.9, nesterov=True, weight_decay=0.0, orthogonal_scale=0.25))
     set_lr(optimizer, 0.4)
     kernels = [convolution.weight for convolution in convolutions]
     x, y = torch.randn(8, 6, 6, 6), torch.arange(8) % 4

@@ -69,7 +69,7 @@ def place(model: Model, device: torch.device) -> Model:
     """Move a model to a device, its weights in channels_last: the layout in which convolutions are fastest.
 
     On a GPU, float32 then means float32: PyTorch would round the operands of convolutions to TF32, nearly as coarse as
-    bfloat16 and half as fast. Who wants speed asks for bfloat16. And kernels are chosen by trying them.
+    bfloat16 and half as fast; bfloat16 is there for speed. And kernels are chosen by trying them.
     """
     if device.type == "cuda":
         torch.backends.cuda.matmul.fp32_precision = "ieee"

@@ -54,18 +54,32 @@ def open_weights(path: Path) -> Trained:
     missing = [name for name in ("data", "classes", "normalisation") if name not in kept]
     if missing:
         raise UserError(f"{path} does not hold {', '.join(missing)}; it was not written by `preresnet train`")
-    numbers = json.loads(kept["normalisation"])
-    normalisation = Normalisation(torch.tensor(numbers["mean"]), torch.tensor(numbers["std"]))
-    return Trained(model, tuple(json.loads(kept["classes"])), from_json(DataSpec, kept["data"]), normalisation)
+    try:
+        numbers, classes = json.loads(kept["normalisation"]), _class_names(kept)
+        normalisation = Normalisation(torch.tensor(numbers["mean"]), torch.tensor(numbers["std"]))
+        data = from_json(DataSpec, kept["data"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: what it holds beside its tensors is damaged ({error}); restore it, or export it again"
+        ) from None
+    if len(classes) != model.spec.num_classes:
+        raise UserError(f"{path} names {len(classes)} classes, but its network answers with {model.spec.num_classes}")
+    return Trained(model, classes, data, normalisation)
 
 
 def stored_classes(folder: Path) -> tuple[str, ...] | None:
     """The classes of the run in a folder, by label; None where no weights of it say so."""
     try:
-        kept = weights.load(folder)[1]
-    except UserError:  # a run continues from its checkpoint, whatever became of its weights
+        return _class_names(weights.load(folder)[1])
+    except (ValueError, KeyError):  # a run continues from its checkpoint, whatever became of its weights
         return None
-    return tuple(json.loads(kept["classes"])) if "classes" in kept else None
+
+
+def _class_names(kept: dict[str, str]) -> tuple[str, ...]:
+    names = json.loads(kept["classes"])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("classes: it must be a list of names")
+    return tuple(names)
 
 
 def load_set(trained: Trained, data: DataSpec, root: Path | None) -> ImageSet:

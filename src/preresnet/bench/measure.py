@@ -18,18 +18,19 @@ from typing import Any, Literal
 import torch
 
 import preresnet.device as devices
-from preresnet.bench.systems import Job, serve
+from preresnet.bench.systems import Setup, serve
 from preresnet.model import memory
 from preresnet.model.describe import default_size
 from preresnet.paper.networks import network
 from preresnet.recipe import Precision
+from preresnet.signals import held_back
 from preresnet.spec import MemoryPlan, NetSpec, Order, UserError, from_json, to_json
 from preresnet.train.capture import Mechanism, check_mechanisms
 
 Other = Literal["pytorchcv", "timm", "eager", "limit"]
 
 
-def jobs(
+def setups(
     name: str,
     batch: int,
     against: Sequence[Other],
@@ -39,14 +40,14 @@ def jobs(
     *,
     training: bool,
     gpu: Sequence[Mechanism] = (),
-) -> list[Job]:
+) -> list[Setup]:
     """What is to be measured: ours at each memory plan and with each mechanism of a GPU, then the others.
 
     Raises:
         UserError: another system is not installed or has no such network; or a mechanism does not fit.
     """
     spec = network(name)
-    ours = Job(
+    ours = Setup(
         system="preresnet",
         mode="default",
         settings="",
@@ -99,17 +100,17 @@ def _mechanisms(gpu: Sequence[Mechanism], device: torch.device) -> list[tuple[Me
     return found
 
 
-def measure(work: Sequence[Job], rounds: int, steps: int, report: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Run all jobs in interleaved rounds.
+def measure(work: Sequence[Setup], rounds: int, steps: int, report: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Run all setups in interleaved rounds.
 
     Args:
-        work: from `jobs`.
+        work: from `setups`.
         rounds: timed rounds.
         steps: of each system in a round; more where they last less than `ROUND_S`.
         report: is told what is going on.
 
     Returns:
-        A row for each job that worked: ``system``, ``mode``, ``settings``, ``images_per_s`` (median), ``peak_bytes``
+        A row for each setup that worked: ``system``, ``mode``, ``settings``, ``images_per_s`` (median), ``peak_bytes``
         (memory beyond that of the bare process), ``predicted_bytes`` (for ours in training), ``first_step_s``
         (building apart), ``rounds`` (images/s of each).
         The fastest setting of another system is called ``best``, the rest by what they are: ``eager``, ``compiled``,
@@ -119,39 +120,46 @@ def measure(work: Sequence[Job], rounds: int, steps: int, report: Callable[[str]
         RuntimeError: one of ours failed.
     """
     context = multiprocessing.get_context("spawn")
-    running: list[tuple[Job, Any, Any]] = []
-    rows: dict[Job, dict[str, Any]] = {}
+    running: list[tuple[Setup, Any, Any]] = []
+    rows: dict[Setup, dict[str, Any]] = {}
     try:
-        for job in work:
+        for setup in work:
             here, there = context.Pipe()
-            process = context.Process(target=serve, args=(there, job), daemon=True)
-            process.start()
+            process = context.Process(target=serve, args=(there, setup), daemon=True)
+            with held_back():
+                process.start()
             there.close()
-            running.append((job, here, process))
-            answer = _ask(job, here, process, report)
+            running.append((setup, here, process))
+            answer = _ask(setup, here, process, report)
             if answer is None:
                 running.pop()
                 continue
-            rows[job] = {"system": job.system, "mode": job.mode, "settings": job.settings, **answer, "rounds": []}
-            report(f"{job.name}: first step {answer['first_step_s']:.1f} s")
+            rows[setup] = {
+                "system": setup.system,
+                "mode": setup.mode,
+                "settings": setup.settings,
+                **answer,
+                "rounds": [],
+            }
+            report(f"{setup.name}: first step {answer['first_step_s']:.1f} s")
         for number in range(rounds):
-            for job, pipe, process in running:
+            for setup, pipe, process in running:
                 pipe.send(steps)
-                answer = _ask(job, pipe, process, report)
-                assert answer is not None, f"{job.name} stopped in round {number}"
-                rows[job]["rounds"].append(round(job.batch / answer["seconds"], 1))
+                answer = _ask(setup, pipe, process, report)
+                assert answer is not None, f"{setup.name} stopped in round {number}"
+                rows[setup]["rounds"].append(round(setup.batch / answer["seconds"], 1))
             report(f"round {number + 1} of {rounds}")
-        for job, pipe, process in running:
+        for setup, pipe, process in running:
             pipe.send(0)
-            answer = _ask(job, pipe, process, report)
+            answer = _ask(setup, pipe, process, report)
             assert answer is not None
-            rows[job]["peak_bytes"] = answer["peak_bytes"]
-            if job.system == "preresnet" and job.training:
-                spec = from_json(NetSpec, job.network)
-                fused = job.fused and (job.device == "cpu" or "compiled" in job.gpu)
-                predicted = memory.predict(spec, job.size, job.batch, job.precision, job.plan, fused=fused)
-                rows[job]["predicted_bytes"] = predicted["peak_bytes"]
-            rows[job]["images_per_s"] = round(statistics.median(rows[job]["rounds"]), 1)
+            rows[setup]["peak_bytes"] = answer["peak_bytes"]
+            if setup.system == "preresnet" and setup.training:
+                spec = from_json(NetSpec, setup.network)
+                fused = setup.fused and (setup.device == "cpu" or "compiled" in setup.gpu)
+                predicted = memory.predict(spec, setup.size, setup.batch, setup.precision, setup.plan, fused=fused)
+                rows[setup]["predicted_bytes"] = predicted["peak_bytes"]
+            rows[setup]["images_per_s"] = round(statistics.median(rows[setup]["rounds"]), 1)
             process.join()
     finally:
         for _, _, process in running:
@@ -221,7 +229,7 @@ def bench(
     if training and batch < 2:
         raise UserError("batch 1; a batch norm cannot train on one image, use 2 or more")
     chosen = devices.choose(device)
-    work = jobs(name, batch, against, plans, precision, chosen, training=training, gpu=gpu)
+    work = setups(name, batch, against, plans, precision, chosen, training=training, gpu=gpu)
     rows = measure(work, rounds, steps, report)
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     measured = [*against, *(row["mode"] for row in rows), *(row["settings"].split(", ")[-1] for row in rows)]
@@ -249,7 +257,7 @@ def _name_best(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _ask(job: Job, pipe: Any, process: Any, report: Callable[[str], None]) -> dict[str, Any] | None:
+def _ask(setup: Setup, pipe: Any, process: Any, report: Callable[[str], None]) -> dict[str, Any] | None:
     """The next answer of a worker; None where another system cannot do it."""
     try:
         answer = pipe.recv()
@@ -258,9 +266,9 @@ def _ask(job: Job, pipe: Any, process: Any, report: Callable[[str], None]) -> di
         answer = {"error": f"its process ended with exit code {process.exitcode} (out of memory?)"}
     if "error" not in answer:
         return answer
-    if job.runner == "eager":
-        raise RuntimeError(f"{job.name} failed: {answer['error']}")
-    report(f"{job.name} left out: {answer['error']}")
+    if setup.runner == "eager":
+        raise RuntimeError(f"{setup.name} failed: {answer['error']}")
+    report(f"{setup.name} left out: {answer['error']}")
     return None
 
 

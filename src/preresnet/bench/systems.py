@@ -19,17 +19,18 @@ from preresnet import inference
 from preresnet.model import memory
 from preresnet.model.network import build, set_fused
 from preresnet.recipe import SGD, Precision
+from preresnet.signals import take_no_interrupts
 from preresnet.spec import MemoryPlan, NetSpec, from_json
 from preresnet.train.capture import EAGER_STEPS, Mechanism, TrainingStep, own_stream
-from preresnet.train.optim import set_lr, sgd
+from preresnet.train.optim import build_optimizer, set_lr
 
 ROUND_S = 0.3  # a system's share of a round lasts at least this long
-REST_S = 0.1  # until the threads of the system before are asleep: after a step they spin for a while
+REST_S = 0.1  # until the threads of the system before are asleep: after a step they stay busy for a while
 LR = 1e-3
 
 
 @dataclass(frozen=True)
-class Job:
+class Setup:
     """One system at one setting.
 
     Args:
@@ -74,7 +75,7 @@ class Job:
         return f"{self.system} {self.mode}"
 
 
-def serve(pipe: Any, job: Job) -> None:
+def serve(pipe: Any, setup: Setup) -> None:
     """Answer a parent process until it sends 0.
 
     Sends ``first_step_s`` once; for each number of steps received, ``seconds`` of one of them; at the end
@@ -82,20 +83,21 @@ def serve(pipe: Any, job: Job) -> None:
 
     Args:
         pipe: a `multiprocessing.connection.Connection` to the parent.
-        job: what to run.
+        setup: what to run.
     """
+    take_no_interrupts()
     try:
-        device = torch.device(job.device)
-        with own_stream(device) if "capture" in job.gpu else nullcontext():
-            _serve(pipe, job, device)
+        device = torch.device(setup.device)
+        with own_stream(device) if "capture" in setup.gpu else nullcontext():
+            _serve(pipe, setup, device)
     except Exception as error:  # the parent decides whether that ends the run
         pipe.send({"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"})
 
 
-def _serve(pipe: Any, job: Job, device: torch.device) -> None:
+def _serve(pipe: Any, setup: Setup, device: torch.device) -> None:
     _warm(device)
     before = _memory(device)
-    step = _prepare(job, device)
+    step = _prepare(setup, device)
     begin = time.perf_counter()
     step()
     _wait(device)
@@ -153,55 +155,55 @@ def _peak(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _prepare(job: Job, device: torch.device) -> Callable[[], object]:
+def _prepare(setup: Setup, device: torch.device) -> Callable[[], object]:
     source = torch.Generator().manual_seed(0)
-    x = torch.randn(job.batch, job.channels, job.size, job.size, generator=source).to(device)
-    y = torch.randint(0, job.classes, (job.batch,), generator=source).to(device)
-    if job.system in ("preresnet", "limit"):
-        return _ours(job, x.contiguous(memory_format=torch.channels_last), y)
-    return _theirs(job, x, y)
+    x = torch.randn(setup.batch, setup.channels, setup.size, setup.size, generator=source).to(device)
+    y = torch.randint(0, setup.classes, (setup.batch,), generator=source).to(device)
+    if setup.system in ("preresnet", "limit"):
+        return _ours(setup, x.contiguous(memory_format=torch.channels_last), y)
+    return _theirs(setup, x, y)
 
 
-def _ours(job: Job, x: Tensor, y: Tensor) -> Callable[[], object]:
-    spec = from_json(NetSpec, job.network)
+def _ours(setup: Setup, x: Tensor, y: Tensor) -> Callable[[], object]:
+    spec = from_json(NetSpec, setup.network)
     model = build(spec, 0)
     devices.place(model, x.device)
-    set_fused(model, ("compiled" in job.gpu or None) if job.fused else False)
-    if not job.training:
-        if job.fused and job.system == "preresnet":
-            answer = inference.answering(model, job.precision)
+    set_fused(model, ("compiled" in setup.gpu or None) if setup.fused else False)
+    if not setup.training:
+        if setup.fused and setup.system == "preresnet":
+            answer = inference.answering(model, setup.precision)
             return lambda: answer(x)
-        return _answering(model, model, x, job.precision)
-    memory.set_plan(model, job.plan)
-    optimizer = sgd(model, SGD())
+        return _answering(model, model, x, setup.precision)
+    memory.set_plan(model, setup.plan)
+    optimizer = build_optimizer(model, SGD())
     set_lr(optimizer, LR)
-    step = TrainingStep(model, optimizer, None, job.precision, job.gpu)
+    step = TrainingStep(model, optimizer, None, setup.precision, setup.gpu)
     return lambda: step(x, y)
 
 
-def _theirs(job: Job, x: Tensor, y: Tensor) -> Callable[[], object]:
-    if job.system == "pytorchcv":
+def _theirs(setup: Setup, x: Tensor, y: Tensor) -> Callable[[], object]:
+    if setup.system == "pytorchcv":
         from pytorchcv.model_provider import get_model  # pyright: ignore[reportMissingImports] - an extra
 
-        model: nn.Module = get_model(job.network)
+        model: nn.Module = get_model(setup.network)
     else:
         import timm  # pyright: ignore[reportMissingImports] - an extra
 
-        model = timm.create_model(job.network)
+        model = timm.create_model(setup.network)
     model = model.to(x.device)
-    if job.channels_last:
+    if setup.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         x = x.contiguous(memory_format=torch.channels_last)
-    if job.runner == "onnxruntime":
+    if setup.runner == "onnxruntime":
         return _exported(model, x)
-    called = torch.compile(model) if job.runner == "compiled" else model
-    if not job.training:
-        return _answering(model, called, x, job.precision)
+    called = torch.compile(model) if setup.runner == "compiled" else model
+    if not setup.training:
+        return _answering(model, called, x, setup.precision)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9, weight_decay=1e-4)
 
     def step() -> None:
         optimizer.zero_grad()
-        with devices.autocast(x.device, job.precision):
+        with devices.autocast(x.device, setup.precision):
             output = called(x)
         nn.functional.cross_entropy(output.float(), y).backward()
         optimizer.step()

@@ -110,9 +110,12 @@ class Bench:
         """Measure and print."""
         from preresnet.bench import measure as bench
         from preresnet.pictures import canvas, speed
+        from preresnet.train.checkpoint import write_atomically
 
         if self.out is not None and (self.out.exists() or self.out.with_suffix(".png").exists()):
             raise UserError(f"{self.out} or its picture already exists; give another --out")
+        if self.out is not None:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
         words = terminal.console(stderr=True)
         found = bench.bench(
             self.name,
@@ -128,12 +131,12 @@ class Bench:
             report=words.print,
         )
         record = {"command": command_line(), **found}
-        if self.out is not None:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            self.out.write_text(bench.as_json(record))
-            canvas.save(speed.draw_speed(record), self.out.with_suffix(".png"), dpi=150)
-        if self.json:
+        if self.json:  # said before it is written: what took so long is not lost with a full disk
             print(json.dumps(record))
         else:
             display.bench(record)
+        if self.out is not None:
+            image = canvas.encoded(speed.draw_speed(record), "png", dpi=150)
+            write_atomically(self.out, lambda path: path.write_text(bench.as_json(record)))
+            write_atomically(self.out.with_suffix(".png"), lambda path: path.write_bytes(image))
         return 0

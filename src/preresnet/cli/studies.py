@@ -139,7 +139,7 @@ def _do(plan: "Plan", given: Reproduce | Sweep) -> tuple[int, "Manifest | None"]
         raise UserError("give a folder for the runs with --out, or --dry-run to see what they would cost")
     from preresnet.study import manifest, reproduce
 
-    settings = reproduce.Settings(
+    execution = reproduce.Execution(
         out=given.out,
         data_root=given.data_root,
         executor=given.executor,
@@ -151,7 +151,9 @@ def _do(plan: "Plan", given: Reproduce | Sweep) -> tuple[int, "Manifest | None"]
         command=command_line(),
     )
     with _Bars() as bars:
-        found = reproduce.reproduce(plan, given.seeds, settings, reproduce.Progress(bars.begin, bars.moved, bars.ended))
+        found = reproduce.reproduce(
+            plan, given.seeds, execution, reproduce.Progress(bars.begin, bars.moved, bars.ended)
+        )
     if given.json:
         print(manifest.as_json(found))
     else:

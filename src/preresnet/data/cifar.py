@@ -182,8 +182,8 @@ def _bytes(path: Path) -> bytes:
         ) from None
 
 
-def _damaged(path: Path, what: str) -> ValueError:
-    return ValueError(
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(
         f"{path}: {what}. Delete it and unpack the official archive again, or leave out --data-root to download it"
     )
 

@@ -14,15 +14,17 @@ import preresnet.device as devices
 from preresnet import trained
 from preresnet.data import loaders, sets
 from preresnet.data.order import generator
+from preresnet.fields import require, with_fields
 from preresnet.model.describe import default_size
 from preresnet.model.network import Network, build
 from preresnet.paper.networks import network
-from preresnet.pictures import canvas, depth, heatmaps
+from preresnet.pictures import depth, heatmaps
 from preresnet.propagation import series, verdict
 from preresnet.propagation.probe import probe
 from preresnet.recipe import DATA_SETS, DataName, images_of
 from preresnet.spec import UserError
 from preresnet.train import watch
+from preresnet.train.checkpoint import write_atomically
 from preresnet.train.folder import read_network
 
 Data = Literal["auto", "noise"] | DataName
@@ -62,6 +64,7 @@ class Settings:
             value = getattr(self, field)
             if value is not None and value < least:
                 raise UserError(f"{field} {value}; it must be {least} or more")
+        require(0 <= self.seed < 2**63, f"seed {self.seed}; it must be 0 or more, and below 2**63")
 
 
 def measure(names: Sequence[str], settings: Settings, report: Callable[[str], None]) -> dict[str, Any]:
@@ -111,12 +114,13 @@ def measure(names: Sequence[str], settings: Settings, report: Callable[[str], No
     }
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / PROBE_FILE).write_text(json.dumps(series.short(result), indent=1) + "\n")
+        text = json.dumps(series.short(result), indent=1) + "\n"
+        write_atomically(out / PROBE_FILE, lambda path: path.write_text(text))
         titles = dict(zip(names, _titles(names), strict=True))
-        canvas.save(depth.draw_depth({titles[name]: one for name, one in found.items()}), out / PICTURE_FILE)
+        series.write_picture(depth.draw_depth({titles[name]: one for name, one in found.items()}), out / PICTURE_FILE)
         probed = {titles[name]: lines for name in names if Path(name).is_dir() and (lines := watch.read(Path(name)))}
         if probed:
-            canvas.save(heatmaps.draw_heatmaps(probed), out / SERIES_PICTURE)
+            series.write_picture(heatmaps.draw_heatmaps(probed), out / SERIES_PICTURE)
     return result
 
 
@@ -164,7 +168,7 @@ def _open(name: str, settings: Settings) -> Subject:
             raise UserError(f"a verdict needs labelled images; give --data {', '.join(DATA_SETS)}")
         return Subject(model, "noise", lambda count: _noise(model, settings, count))
     if settings.image_size is not None:
-        spec = replace(spec, image_size=settings.image_size)
+        spec = with_fields(spec, image_size=settings.image_size)
     _, channels = sets.shape(spec, settings.data_root)
     if channels != model.spec.in_channels:
         raise UserError(f"{name} takes images of {model.spec.in_channels} channels, {spec.name} has {channels}")

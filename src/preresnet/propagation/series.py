@@ -1,7 +1,7 @@
 """Probes along training: what each of them keeps, and the picture of the series."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
@@ -9,8 +9,12 @@ from preresnet.model.network import Network
 from preresnet.pictures import canvas, heatmaps
 from preresnet.propagation.probe import Probe, probe
 from preresnet.train import trainer
+from preresnet.train.checkpoint import write_atomically
 from preresnet.train.folder import Request
 from preresnet.train.watch import Watch, read
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Every = int | Literal["auto"] | None  # steps between two probes; None: no probe
 
@@ -84,4 +88,14 @@ def draw_heat_maps(folder: Path, title: str) -> None:
     """The heat maps of a run, in its folder; nothing where nothing was probed."""
     lines = read(folder)
     if lines:
-        canvas.save(heatmaps.draw_heatmaps({title: lines}), folder / PICTURE_FILE)
+        write_picture(heatmaps.draw_heatmaps({title: lines}), folder / PICTURE_FILE)
+
+
+def write_picture(figure: "Figure", path: Path) -> None:
+    """A PNG, whole or not at all.
+
+    Raises:
+        NotWrittenError: the disk is full, say.
+    """
+    image = canvas.encoded(figure, "png", dpi=100)
+    write_atomically(path, lambda partial: partial.write_bytes(image))

@@ -28,7 +28,7 @@ from preresnet.propagation import streams
 from preresnet.propagation.probe import Probe, probe
 from preresnet.recipe import SGD, Milestones, Optim, Schedule
 from preresnet.spec import UserError
-from preresnet.train.optim import set_lr, sgd, update
+from preresnet.train.optim import build_optimizer, set_lr, update
 
 Grade = Literal["will train", "will train, but worse", "will not train"]
 
@@ -242,7 +242,7 @@ def _learn(
 ) -> tuple[list[float], list[int]]:
     """Loss and wrong answers of each batch before its update, on a copy."""
     other = copy.deepcopy(model).train()
-    optimizer = sgd(other, optim)
+    optimizer = build_optimizer(other, optim)
     set_lr(optimizer, rate)
     losses, wrong = [], []
     with streams.same_randomness(seed, batches[0][0].device), torch.enable_grad():

@@ -81,13 +81,14 @@ class StudyContent:
     rows: tuple[RowContent, ...]
 
     def beside(self, row: RowContent) -> RowContent | None:
-        """The row that another is drawn beside, as in Figures 1, 3 and 6: the original network of its depth and data.
+        """The row that another is drawn beside, as in Figures 1, 3 and 6: the original of its depth, units and data.
 
         A sweep has none; there it is the first row of the same network.
         """
         entry = row.entry
         depth, _, kind = entry.network.partition("-")
-        original = f"{depth}-original" + ("-1layer" if kind.endswith("-1layer") else "")
+        units = next((unit for unit in ("-basic", "-bottleneck", "-1layer") if unit in kind), "")
+        original = f"{depth}-original{units}"
         for network in (original, entry.network):
             for one in self.rows:
                 if (one.entry.data, one.entry.network) == (entry.data, network):

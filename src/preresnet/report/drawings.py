@@ -15,6 +15,7 @@ from preresnet.pictures.canvas import COLOURS, FAINT, PAPER, TEXT, encoded
 from preresnet.pictures.curves import Curve
 from preresnet.report.content import RowContent, RunContent
 from preresnet.spec import UserError
+from preresnet.train.checkpoint import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -147,7 +148,7 @@ def write(pictures: Sequence[Picture], folder: Path) -> None:
         require_ours(path)
     folder.mkdir(parents=True, exist_ok=True)
     for path, content in files.items():
-        path.write_bytes(content)
+        write_atomically(path, lambda partial, content=content: partial.write_bytes(content))
 
 
 def require_ours(path: Path) -> None:

@@ -23,7 +23,7 @@ from preresnet.recipe import DATA_SETS, ImagesInFiles, Optim, Precision, Recipe
 from preresnet.spec import NetSpec, UserError
 from preresnet.study.plan import Plan, PlannedRow, run_folder
 from preresnet.train.folder import resolve_network
-from preresnet.train.optim import set_lr, sgd, update
+from preresnet.train.optim import build_optimizer, set_lr, update
 
 SHALLOW = (1, 3)  # units a stage
 TIMED_S, TIMED_STEPS = 0.3, 20  # a measurement ends with the first of the two, after one step that warms up
@@ -173,13 +173,14 @@ def _line(work: Work, device: torch.device) -> Callable[[int], tuple[float, floa
     for units in SHALLOW:
         spec = replace(work.spec, stages=tuple(replace(stage, num_units=units) for stage in work.spec.stages))
         points.append((multiply_adds(spec, work.size), *_seconds(replace(work, spec=spec), device)))
-    (few, *first), (many, *second) = points
+    (fewer_adds, *shallow), (more_adds, *deep) = points
 
     def at(adds: int) -> tuple[float, float]:
         found = []
-        for low, high in zip(first, second, strict=True):
-            slope = max(0.0, (high - low) / (many - few))
-            found.append(max(low + slope * (adds - few), low * adds / many))  # noise can make the slope 0
+        for low, high in zip(shallow, deep, strict=True):
+            slope = max(0.0, (high - low) / (more_adds - fewer_adds))
+            # noise can make the slope 0; a deeper network still takes longer
+            found.append(max(low + slope * (adds - fewer_adds), low * adds / more_adds))
         return found[0], found[1]
 
     return at
@@ -191,7 +192,7 @@ def _seconds(work: Work, device: torch.device) -> tuple[float, float]:
     batch = min(work.batch, 32) if work.size > 64 else work.norm_batch or work.batch
     model = build(work.spec, 0)
     devices.place(model, device)
-    optimizer = sgd(model, work.optim)
+    optimizer = build_optimizer(model, work.optim)
     set_lr(optimizer, 0.01)
     x = torch.randn(batch, work.spec.in_channels, work.size, work.size, device=device)
     x = x.contiguous(memory_format=torch.channels_last)

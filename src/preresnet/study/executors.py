@@ -104,10 +104,11 @@ def _serve(pipe: Any, job: Job) -> None:
     """Body of a process: one run."""
     if hasattr(os, "setpgrp"):
         os.setpgrp()  # a signal to the group reaches the parent alone, which passes it on
-    job.log.parent.mkdir(exist_ok=True)
-    with open(job.log, "ab", buffering=0) as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
+    with suppress(OSError):  # a disk that is full: `work` says so
+        job.log.parent.mkdir(exist_ok=True)
+        with open(job.log, "ab", buffering=0) as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
     take_no_interrupts()
     if job.threads:
         torch.set_num_threads(job.threads)

@@ -17,6 +17,7 @@ from preresnet.recipe import Recipe
 from preresnet.spec import from_json
 from preresnet.study.manifest import DIVERGED_FILE, Manifest
 from preresnet.study.runs import errors
+from preresnet.train.checkpoint import write_atomically
 from preresnet.train.folder import RESULT_FILE
 
 SCALED = "-scaled-"
@@ -58,7 +59,7 @@ def keep(out: Path, found: Manifest, records: Path) -> tuple[list[Path], list[Pa
                     different.append(place)
                 continue
             place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text(text)
+            write_atomically(place, lambda path, text=text: path.write_text(text))
             written.append(place)
     return written, different
 

@@ -1,5 +1,6 @@
 """A study is done, stopped and continued without losing or repeating a run."""
 
+import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from preresnet.study.plan import Plan, run_folder
 from preresnet.study.runs import Job, Outcome, kept, step
 from preresnet.train import folder
 from preresnet.train.capture import Mechanism, check_mechanisms
+from preresnet.train.checkpoint import not_written
 
 
 class InterruptedStudyError(Exception):
@@ -28,7 +30,7 @@ class InterruptedStudyError(Exception):
 
 
 @dataclass(frozen=True)
-class Settings:
+class Execution:
     """Where and how the runs of a study are done.
 
     Args:
@@ -69,7 +71,7 @@ class Progress:
     ended: Callable[[Job, Outcome], None] = lambda job, outcome: None
 
 
-def reproduce(plan: Plan, seeds: int, settings: Settings, progress: Progress | None = None) -> Manifest:
+def reproduce(plan: Plan, seeds: int, execution: Execution, progress: Progress | None = None) -> Manifest:
     """Do the runs of a study that are not done yet, and compute what they say.
 
     Finished runs are kept; others continue from their checkpoints. A run that fails does not stop the others, and is
@@ -78,7 +80,7 @@ def reproduce(plan: Plan, seeds: int, settings: Settings, progress: Progress | N
     Args:
         plan: from `preresnet.study.plan`.
         seeds: runs of each row, with the seeds from 0.
-        settings: where and how.
+        execution: where and how.
         progress: who is told.
 
     Returns:
@@ -89,40 +91,45 @@ def reproduce(plan: Plan, seeds: int, settings: Settings, progress: Progress | N
         InterruptedStudyError: a signal ended it.
     """
     progress = progress or Progress()
-    out = settings.out.absolute()
-    for name, value in (("seeds", seeds), ("jobs", settings.jobs)):
+    out = execution.out.absolute()
+    for name, value in (("seeds", seeds), ("jobs", execution.jobs)):
         if value < 1:
             raise UserError(f"--{name} {value}; it must be 1 or more")
-    if settings.probe_every is not None:
-        series.watch(settings.probe_every)  # refuses what is no number of steps
+    if execution.probe_every is not None:
+        series.watch(execution.probe_every)  # refuses what is no number of steps
     recipes = [row.recipe for row in plan.rows]
     for recipe in recipes:
-        num_classes, in_channels = sets.shape(recipe.data, settings.data_root)
+        num_classes, in_channels = sets.shape(recipe.data, execution.data_root)
         folder.resolve_network(recipe, num_classes, in_channels)
-    entries.open_study(out, plan, range(seeds), settings.command)  # refused before anything is made
-    if settings.executor == "local":
-        check_mechanisms(settings.gpu, devices.choose(settings.device))
+    entries.open_study(out, plan, range(seeds), execution.command)  # refused before anything is made
+    if execution.executor == "local":
+        check_mechanisms(execution.gpu, devices.choose(execution.device))
     else:
         executors.require_ray()
     for recipe in {recipe.data: recipe for recipe in recipes}.values():
         # read here once: a missing file is bad input, and a download must not be done by several processes
-        sets.load(recipe.data, settings.data_root)
+        sets.load(recipe.data, execution.data_root)
     known = out / ".locks"
-    known.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(known / "study.lock", timeout=0):
-            # read under the lock: another command may have changed it since
-            found = entries.open_study(out, plan, range(seeds), settings.command)
-            return _do(plan, seeds, settings, found, out, progress)
+        known.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(known / "study.lock", timeout=0).acquire()
     except Timeout:
         raise UserError(f"another command works at {out}; end it first, or give another --out") from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise not_written(out, error) from error
+    with lock:
+        # read under the lock: another command may have changed it since
+        found = entries.open_study(out, plan, range(seeds), execution.command)
+        return _do(plan, seeds, execution, found, out, progress)
 
 
-def _jobs(plan: Plan, seeds: int, settings: Settings, out: Path) -> list[Job]:
+def _jobs(plan: Plan, seeds: int, execution: Execution, out: Path) -> list[Job]:
     """All runs of a plan, the first seed of every row before the second of any: a table is whole early."""
     scale = f", shortened: {plan.scale}" if plan.scale else ""
-    probed = "" if settings.probe_every is None else f" --probe-every {settings.probe_every}"
-    mechanisms = f" --gpu {' '.join(settings.gpu)}" if settings.gpu else ""
+    probed = "" if execution.probe_every is None else f" --probe-every {execution.probe_every}"
+    mechanisms = f" --gpu {' '.join(execution.gpu)}" if execution.gpu else ""
     jobs = []
     for seed in range(seeds):
         for row in plan.rows:
@@ -130,22 +137,22 @@ def _jobs(plan: Plan, seeds: int, settings: Settings, out: Path) -> list[Job]:
                 recipe=row.recipe,
                 out=run_folder(out, row, seed),
                 seed=seed,
-                data_root=settings.data_root and settings.data_root.absolute(),
-                device=settings.device,
+                data_root=execution.data_root and execution.data_root.absolute(),
+                device=execution.device,
                 resume=True,
-                memory=settings.memory,
-                gpu=settings.gpu,
+                memory=execution.memory,
+                gpu=execution.gpu,
                 name=row.base + scale,
                 command=row.train_command(seed) + probed + mechanisms,
             )
-            jobs.append(Job(row.name, request, out, crop=row.crop, probe_every=settings.probe_every))
+            jobs.append(Job(row.name, request, out, crop=row.crop, probe_every=execution.probe_every))
     return jobs
 
 
-def _do(plan: Plan, seeds: int, settings: Settings, found: Manifest, out: Path, progress: Progress) -> Manifest:
+def _do(plan: Plan, seeds: int, execution: Execution, found: Manifest, out: Path, progress: Progress) -> Manifest:
     due: list[Job] = []
     sharing: dict[Path, list[Job]] = {}  # rows that test the same run: one job does it
-    for job in _jobs(plan, seeds, settings, out):
+    for job in _jobs(plan, seeds, execution, out):
         same = sharing.setdefault(job.request.out, [])
         same.append(job)
         outcome = kept(job.request, job.crop)
@@ -185,12 +192,12 @@ def _do(plan: Plan, seeds: int, settings: Settings, found: Manifest, out: Path, 
                 manifest.write(out, found)
 
     progress.begin(due)
-    execute = executors.local if settings.executor == "local" else executors.on_ray
-    signal_number = execute(due, settings.jobs, report, tick) if due else 0
+    execute = executors.local if execution.executor == "local" else executors.on_ray
+    signal_number = execute(due, execution.jobs, report, tick) if due else 0
     for name, job in unfinished.items():
         if name not in stopped:
             found = entries.note(found, job.row, job.request.seed, Outcome("stopped"))
     manifest.write(out, found)
     if signal_number and unfinished:  # a signal after the end of the last run stops nothing
-        raise InterruptedStudyError(signal_number, settings.out)
+        raise InterruptedStudyError(signal_number, execution.out)
     return found

@@ -5,15 +5,17 @@ import os
 import platform
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import preresnet.device as devices
 from preresnet.data import sets
+from preresnet.fields import read_json
 from preresnet.propagation import series
 from preresnet.recipe import Recipe
-from preresnet.spec import UserError, from_json, to_json
+from preresnet.spec import NetSpec, UserError, from_json, to_json
 from preresnet.study.manifest import DIVERGED_FILE, STUDY_FILE
 from preresnet.train import folder, runlog, trainer
 from preresnet.train.checkpoint import write_atomically
@@ -81,14 +83,21 @@ def kept(request: folder.Request, crop: int | None = None) -> Outcome | None:
         path = request.out / file
         if not path.is_file():
             continue
-        found = json.loads(path.read_text())
+        found = read_json(path, "the result")
         num_classes, in_channels = sets.shape(request.recipe.data, request.data_root)
-        spec = json.loads(to_json(folder.resolve_network(request.recipe, num_classes, in_channels)))
-        same = from_json(Recipe, json.dumps(found["recipe"])) == request.recipe and found["network"] == spec
-        if same and found["seed"] == request.seed:
-            if file == DIVERGED_FILE:
-                return Outcome("diverged", message=found["message"])
-            return Outcome("done", **errors(found, crop))
+        wanted = folder.resolve_network(request.recipe, num_classes, in_channels)
+        try:
+            # read, not compared as text: an earlier version wrote fewer fields
+            same = from_json(Recipe, json.dumps(found["recipe"])) == request.recipe
+            same &= from_json(NetSpec, json.dumps(found["network"])) == wanted
+            if same and found["seed"] == request.seed:
+                if file == DIVERGED_FILE:
+                    return Outcome("diverged", message=found["message"])
+                return Outcome("done", **errors(found, crop))
+        except (KeyError, TypeError, UserError) as error:
+            raise UserError(
+                f"{path} is no whole result ({error}); restore it, or delete it to do the end again"
+            ) from None
     return None
 
 
@@ -108,7 +117,6 @@ def work(job: Job) -> Outcome:
             "failed",
             message=f"{job.study} is not visible on {platform.node()}; give an --out that all machines share",
         )
-    job.log.parent.mkdir(exist_ok=True)
     try:
         with folder.hold(job.request.out, LOCK_WAIT_S):
             found = kept(job.request, job.crop)
@@ -117,7 +125,7 @@ def work(job: Job) -> Outcome:
                 found = _train(job)
                 _note(job, found.status + (f": {found.message}" if found.message else ""))
             return found
-    except UserError as error:
+    except (UserError, trainer.NotWrittenError) as error:
         return Outcome("failed", message=str(error))
 
 
@@ -138,7 +146,8 @@ def _train(job: Job) -> Outcome:
         _write_diverged(job.request, message)
         return Outcome("diverged", message=message)
     except Exception as error:  # whatever it is, the other runs go on
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
         words = str(error).strip().splitlines() or [type(error).__name__]
         known = isinstance(error, ValueError | OSError | trainer.NotWrittenError)
         return Outcome("failed", message=words[0] if known else f"{type(error).__name__}: {words[0]}")
@@ -160,5 +169,7 @@ def _write_diverged(request: folder.Request, message: str) -> None:
 
 
 def _note(job: Job, words: str) -> None:
-    with open(job.log, "a", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {platform.node()} process {os.getpid()}: {words}\n")
+    with suppress(OSError):  # a full disk decides nothing here: what became of the run is said all the same
+        job.log.parent.mkdir(exist_ok=True)
+        with open(job.log, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {platform.node()} process {os.getpid()}: {words}\n")

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -14,6 +14,7 @@ from torch import nn
 from preresnet.spec import UserError
 from preresnet.train.errors import NotWrittenError
 
+T = TypeVar("T")
 CHECKPOINT_FILE = "checkpoint.pt"
 
 
@@ -65,8 +66,10 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progr
     write_atomically(folder / CHECKPOINT_FILE, lambda path: torch.save(state, path))
 
 
-def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put back what `save` kept, and return ``progress``.
+def restore(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Callable[[dict[str, Any]], T]
+) -> T:
+    """Put back what `save` kept, and return what ``progress`` makes of the counters.
 
     Raises:
         UserError: the file is not a whole checkpoint of this network.
@@ -74,12 +77,13 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     path = folder / CHECKPOINT_FILE
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        found = progress(state["progress"])
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
         if torch.cuda.is_available() and len(state["random_cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["random_cuda"])
-        return state["progress"]
+        return found
     except Exception as error:  # torch.load raises many kinds for a damaged file
         raise UserError(
             f"cannot resume from {path} ({type(error).__name__}: {str(error).splitlines()[0]}); "

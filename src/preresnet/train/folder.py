@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
 
 import preresnet.device as devices
-from preresnet.fields import read_json
+from preresnet.fields import read_json, require
 from preresnet.paper.networks import network
 from preresnet.recipe import Precision, Recipe
 from preresnet.spec import MemoryPlan, NetSpec, UserError, from_json, to_json
@@ -28,6 +28,7 @@ EVALUATION_FILE = (
     "evaluation.json"  # what `inference.full_report` found at the last step, as `evaluate --json` prints it
 )
 CURVE_FILE = "curve.png"
+T = TypeVar("T")
 LOCK_FILE, HOLDER_FILE = ".lock", ".holder.json"
 
 
@@ -61,6 +62,10 @@ class Request:
     name: str = ""
     command: str = ""
 
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**63, f"seed {self.seed}; it must be 0 or more, and below 2**63")
+        require(self.workers is None or self.workers >= 0, f"workers {self.workers}; it must be 0 or more")
+
 
 def resolve_network(recipe: Recipe, num_classes: int, in_channels: int) -> NetSpec:
     """The specification that a recipe trains: by name, or from a JSON file, fitted to the data's classes and channels.
@@ -86,6 +91,19 @@ def read_network(path: Path) -> NetSpec:
         raise UserError(f"{path}: {error}") from None
 
 
+def stored_as(kind: type[T], path: Path) -> T:
+    """What a file of a run holds, which may have been damaged since.
+
+    Raises:
+        UserError: it cannot be read, or holds something else; it is named.
+    """
+    content = read_json(path, "the run's file")
+    try:
+        return from_json(kind, json.dumps(content))
+    except UserError as error:
+        raise UserError(f"{path}: {error}; put a whole copy of it there, or give another --out") from None
+
+
 def check(request: Request, spec: NetSpec) -> None:
     """Refuse to touch a folder that holds something else than the run to be resumed."""
     out = request.out
@@ -98,11 +116,12 @@ def check(request: Request, spec: NetSpec) -> None:
         raise UserError(f"{out} is not empty and holds no run; give another --out")
     if not request.resume:
         raise UserError(f"{out} already holds a run; add --resume to continue it, or give another --out")
-    stored = from_json(Recipe, (out / RECIPE_FILE).read_text())
-    seed = json.loads((out / RUN_FILE).read_text())["seed"]
-    was, now = asdict(stored) | {"seed": seed}, asdict(request.recipe) | {"seed": request.seed}
+    stored, run = stored_as(Recipe, out / RECIPE_FILE), read_json(out / RUN_FILE, "the run's file")
+    if not isinstance(run, dict) or "seed" not in run:
+        raise UserError(f"{out / RUN_FILE} holds no seed; put a whole copy of it there, or give another --out")
+    was, now = asdict(stored) | {"seed": run["seed"]}, asdict(request.recipe) | {"seed": request.seed}
     changed = [f"{name}: {was[name]} there, {now[name]} now" for name in was if was[name] != now[name]]
-    if not changed and from_json(NetSpec, (out / NETWORK_FILE).read_text()) != spec:
+    if not changed and stored_as(NetSpec, out / NETWORK_FILE) != spec:
         changed = ["the network's specification"]
     if changed:
         raise UserError(f"{out} holds another run ({'; '.join(changed)}); give the same values, or another --out")

@@ -1,4 +1,4 @@
-"""Optimisers of a recipe, and the weight update that they make of a batch."""
+"""Optimisers of a recipe, one builder for each kind, and the weight update that they make of a batch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,41 +8,57 @@ import torch
 from torch import Tensor, nn
 
 from preresnet.device import autocast
-from preresnet.recipe import Muon, Optim, Precision
+from preresnet.recipe import SGD, Muon, Optim, Precision
 
 
-def sgd(model: nn.Module, optim: Optim) -> torch.optim.SGD:
-    """Stochastic gradient descent with momentum; the learning rate is set before each step.
-
-    Paper: appendix; 2015 paper, Section 4.2. Torch and PyTorch keep v = m v + g and subtract lr v, the authors' Caffe
-    v = m v + lr g: the same while lr is constant.
+def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
+    """The optimiser that a recipe names; the learning rate is set before each step, by `set_lr`.
 
     Args:
         model: whose parameters are updated.
-        optim: momentum, decay and what is decayed.
+        optim: which kind, and its numbers.
     """
-    rest = list(model.parameters())
-    groups: list[dict[str, Any]] = []
-    if isinstance(optim, Muon):
-        kernels = [p for p in rest if p.ndim == 4]
-        rest = [p for p in rest if p.ndim != 4]
-        step = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}  # `_orthogonalise` has made the whole step
-        groups.append({"params": kernels, "scale": optim.orthogonal_scale, **step})
-    decayed = [p for p in rest if optim.decay_all or p.ndim > 1]
-    plain = [p for p in rest if not optim.decay_all and p.ndim <= 1]
-    groups += [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(
+    return _BUILDERS[type(optim)](model, optim)
+
+
+def _sgd(model: nn.Module, optim: SGD) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with momentum.
+
+    Paper: appendix; 2015 paper, Section 4.2. Torch and PyTorch keep v = m v + g and subtract lr v, the authors' Caffe
+    v = m v + lr g: the same while lr is constant.
+    """
+    return _descent(_decayed(list(model.parameters()), optim), optim)
+
+
+def _muon(model: nn.Module, optim: Muon) -> torch.optim.Optimizer:
+    """Convolutions by `_orthogonalise`, all else as `_sgd`."""
+    kernels = [p for p in model.parameters() if p.ndim == 4]
+    rest = [p for p in model.parameters() if p.ndim != 4]
+    step = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}  # `_orthogonalise` has made the whole step
+    group = {"params": kernels, "scale": optim.orthogonal_scale, **step}
+    optimizer = _descent([group, *_decayed(rest, optim)], optim)
+    optimizer.register_step_pre_hook(lambda *_: _orthogonalise(optimizer, optimizer.param_groups[0], optim.momentum))
+    return optimizer
+
+
+_BUILDERS: dict[type, Callable[[nn.Module, Any], torch.optim.Optimizer]] = {SGD: _sgd, Muon: _muon}
+
+
+def _decayed(parameters: list[nn.Parameter], optim: SGD | Muon) -> list[dict[str, Any]]:
+    """Parameters that decay, and those that do not."""
+    decayed = [p for p in parameters if optim.decay_all or p.ndim > 1]
+    plain = [p for p in parameters if not optim.decay_all and p.ndim <= 1]
+    return [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def _descent(groups: list[dict[str, Any]], optim: SGD | Muon) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
         [group for group in groups if group["params"]],
         lr=0.0,
         momentum=optim.momentum,
         nesterov=optim.nesterov,
         fused=True,  # one pass over all tensors of a group instead of several
     )
-    if isinstance(optim, Muon):
-        optimizer.register_step_pre_hook(
-            lambda *_: _orthogonalise(optimizer, optimizer.param_groups[0], optim.momentum)
-        )
-    return optimizer
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -18,7 +18,7 @@ from preresnet.spec import MemoryPlan, NetSpec
 from preresnet.train import checkpoint, folder
 from preresnet.train.capture import check_mechanisms, choose_passes
 from preresnet.train.errors import STOPPED, NotFiniteError
-from preresnet.train.optim import sgd
+from preresnet.train.optim import build_optimizer
 from preresnet.train.progress import Meter, Progress, SinceLine
 from preresnet.train.runlog import RunLog
 
@@ -115,7 +115,7 @@ class Run:
         out = self.request.out
         folder.claim(self.request, self.spec, self.device, self.precision)
         if (out / checkpoint.CHECKPOINT_FILE).is_file():
-            self.progress = Progress.from_dict(checkpoint.restore(out, self.model, self.optimizer))
+            self.progress = checkpoint.restore(out, self.model, self.optimizer, Progress.from_dict)
             self.meter = Meter(self.progress)
             self.saved_step = self.progress.step
         self.log = RunLog(out, self.last_step, self.progress.step, self.progress.num_lines)
@@ -201,7 +201,7 @@ def prepare(request: folder.Request, rank: int = 0, world_size: int = 1) -> Run:
         plan,
         predicted_bytes,
         model,
-        sgd(model, recipe.optim),
+        build_optimizer(model, recipe.optim),
         rank,
         world_size,
     )

@@ -4,7 +4,7 @@ A watch measures the network before the first step, then every so many steps, an
 never change, so that all that moves in the series is the network. What it measures is the caller's business; the lines
 go to ``probe.jsonl``, each with the seconds that it took.
 
-With ``auto`` it counts what its measurements cost, and foretells the length of the run from the steps so far: as many
+With ``auto`` it counts what its measurements cost, and estimates the length of the run from the steps so far: as many
 as then fit into 3 % of its time are spread evenly over the steps that are left, one at the end included. Only the first
 is always made, so a run that is shorter than 33 measurements can spend more, on that one alone.
 """
