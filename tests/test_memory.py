@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import preresnet
 from preresnet import device as devices
 from preresnet.cli import main
+from preresnet.kernels import native
 from preresnet.model import counts, memory
 from preresnet.model.counts import Saved
 from preresnet.model.describe import describe
@@ -74,6 +75,7 @@ def saved_bytes(model: Network, x: Tensor) -> int:
     return saved.bytes
 
 
+@pytest.mark.skipif(not native.available(), reason="no C++ compiler")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_what_is_saved_is_what_was_predicted(name: str) -> None:
     x = torch.randn(16, 3, 32, 32).contiguous(memory_format=torch.channels_last)

@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from preresnet.kernels import native
+from preresnet.paper.recipes import recipe
 from preresnet.spec import UserError
+from preresnet.train.folder import Request
+from preresnet.train.run import prepare
 
 # Every operation on shapes with whole rows and with rests, against float64 by PyTorch's own operations.
 NUMBERS = """
@@ -88,6 +91,16 @@ def test_a_level_that_is_none_or_not_here_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PRERESNET_MARCH", "x86-64-v3")
     with pytest.raises(UserError, match=r"no abm, avx, avx2, .*; use native, x86-64-v2$"):
         level()
+
+
+def test_a_refused_level_ends_training_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "level", native.level.__wrapped__)
+    monkeypatch.setenv("PRERESNET_MARCH", "znver5")
+    with pytest.raises(UserError, match="znver5"):
+        prepare(Request(recipe("digits/resnet20-preact"), tmp_path / "run"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_tensors_that_a_kernel_cannot_read_are_refused() -> None:

@@ -8,7 +8,7 @@ import torch._dynamo.utils
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from preresnet.kernels import compiled, operations, passes
+from preresnet.kernels import compiled, native, operations, passes
 from preresnet.model.network import Network, build, set_fused
 from preresnet.model.preactivation import Norm, convolve, with_shortcut
 from preresnet.model.recomputation import Tape, taped
@@ -29,6 +29,8 @@ from preresnet.spec import (
     UnitKind,
     UnitSpec,
 )
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler, so that nothing is fused")
 
 ROUNDING = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 1e-2}  # relative error of a whole tensor
 
@@ -325,6 +327,9 @@ def test_bfloat16_differs_from_pytorch_by_rounding(order: str, shortcut: str) ->
 # --- beside the rest of PyTorch -----------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="PyTorch's compiler fails where it has no vectors"
+)
 def test_what_a_gpu_runs_compiles_once_for_all_shapes() -> None:
     def run(shape: tuple[int, int, int, int]) -> Tensor:
         x = image(*shape, torch.float32)

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from preresnet.kernels import onednn
+from preresnet.kernels import native, onednn
 from preresnet.recipe import Precision
 from preresnet.spec import UserError
 
@@ -23,8 +23,9 @@ def choose(name: str) -> torch.device:
     """The device that a name stands for; ``auto`` is a GPU where there is one.
 
     Raises:
-        ValueError: no such device here.
+        ValueError: no such device here, or ``PRERESNET_MARCH`` names no level of this processor.
     """
+    native.level()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -90,12 +90,13 @@ class Norm(nn.Module):
         if input.ndim != 4:
             raise ValueError(f"expected 4D input (got {input.ndim}D input)")
         tape = current_tape() if self.training else None
-        running = self.running_mean, self.running_var
-        if tape is not None and tape.replaying:
-            running = None, None  # they have moved already
-        batch = self.training or running[0] is None
-        momentum = self._moving() if self.training and running[0] is not None else 0.0
-        y = F.batch_norm(input, *running, self.weight, self.bias, batch, momentum, self.epsilon)
+        mean, var = self.running_mean, self.running_var
+        batch = self.training or mean is None
+        if tape is not None and tape.replaying and mean is not None and var is not None:
+            mean, var, momentum = mean.clone(), var.clone(), 0.0  # they have moved already, but are saved again
+        else:
+            momentum = self._moving() if self.training and mean is not None else 0.0
+        y = F.batch_norm(input, mean, var, self.weight, self.bias, batch, momentum, self.epsilon)
         # The norm's output is a fresh tensor that its own backward does not need: ReLU may overwrite it.
         return F.relu(y, inplace=True) if self.relu else y
 

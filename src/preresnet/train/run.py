@@ -11,6 +11,7 @@ from preresnet.data import augment, sets
 from preresnet.data.files import ImageFiles
 from preresnet.data.loaders import Batches, fit, fixed_batch, training_batches
 from preresnet.data.sets import Images
+from preresnet.kernels import native
 from preresnet.model import memory, weights
 from preresnet.model.network import Network, build
 from preresnet.recipe import Precision, Recipe
@@ -221,7 +222,7 @@ def _plan(
     """The memory plan of a run, and the bytes that a step is predicted to take in each of its processes."""
     recipe = request.recipe
     size, batch = recipe.data.image_size, recipe.norm_batch or recipe.global_batch // world_size
-    fused = device.type == "cpu" or "compiled" in request.gpu
+    fused = native.available() if device.type == "cpu" else "compiled" in request.gpu
     if request.memory == "auto":
         plan, found = memory.choose(spec, size, batch, precision, devices.free_bytes(device), fused=fused)
     else:
