@@ -1,12 +1,17 @@
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from preresnet.cli import entry, main, networks
 
@@ -205,10 +210,16 @@ def test_a_broken_image_is_named_and_the_others_answered(
         (["train", "digits/resnet20-preact", "--out", "{new}", "--global-bach", "3"], ["--global-batch"]),
         (["train", "digits/resnet20-preact", "--out", "{new}", "--data.pad", "-3"], ["pad=-3"]),
         (["train", "digits/resnet20-preact", "--out", "{new}", "--device", "tpu"], ["no device 'tpu'", "cpu"]),
+        (["train", "digits/resnet20-preact", "--out", "{new}", "--device", "meta"], ["device 'meta'", "cpu"]),
+        (["train", "digits/resnet20-preact", "--out", "x" * 300], ["x" * 300, "another"]),
         (["train", "digits/resnet20-preact", "--out", "{new}", "--network", "resnet21-preact"], ["6n+2", "20", "26"]),
         (["train", "cifar10/resnet20-preact", "--out", "{new}", "--data-root", "{new}"], ["cifar-10-batches-py"]),
         (["train", "{file}", "--out", "{new}"], ["schedule.steps", "shoe_size"]),
         (["train", "absent.json", "--out", "{new}"], ["absent.json"]),
+        (["train", "digits/resnet20-preact", "--out", "{new}", "--seed", "-1"], ["seed -1", "0 or more"]),
+        (["train", "digits/resnet20-preact", "--out", "{new}", "--seed", "9" * 20], ["below 2**63"]),
+        (["train", "digits/resnet20-preact", "--out", "{new}", "--workers", "-1"], ["workers -1", "0 or more"]),
+        (["probe", "resnet20-preact", "--out", "{new}", "--seed", "-1"], ["seed -1", "0 or more"]),
         (["describe", "resnet164-preakt"], ["did you mean 'resnet164-preact'"]),
         (["describe", "resnet20-preact", "--num-classes", "0"], ["num_classes=0"]),
         (["evaluate", "{new}"], ["no weights at"]),
@@ -233,6 +244,57 @@ def test_bad_input_is_one_clear_error(
     assert all(word in text for word in words), text
     assert "Traceback" not in text
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("run.json", ""),
+        ("run.json", "[]"),
+        ("recipe.json", "{"),
+        ("recipe.json", "{}"),
+        ("network.json", "3"),
+        ("checkpoint.pt", {"progress": {"steps": 3}}),
+        ("checkpoint.pt", {"progress": None}),
+        ("checkpoint.pt", {"optimizer": {}}),
+    ],
+    ids=str,
+)
+def test_a_damaged_file_of_a_run_is_named(
+    file: str, content: str | dict[str, Any], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = tmp_path / "run" / file
+    shutil.copytree(run, damaged.parent)
+    if isinstance(content, str):
+        damaged.write_text(content)
+    else:
+        torch.save(torch.load(damaged, weights_only=True) | content, damaged)
+    assert call("train", "digits/resnet20-preact", "--out", str(damaged.parent), "--resume", *TINY) == 2
+    assert str(damaged) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("classes", "["),
+        ("classes", "3"),
+        ("classes", '["a", "b"]'),
+        ("normalisation", ""),
+        ("normalisation", '{"mean": [0.5]}'),
+        ("normalisation", '{"mean": "a", "std": "b"}'),
+        ("data", "{}"),
+        ("network", "{}"),
+    ],
+)
+def test_damaged_words_beside_the_weights_name_the_file(
+    name: str, text: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = tmp_path / "weights.safetensors"
+    with safe_open(run / "weights.safetensors", framework="pt") as opened:
+        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a mapping
+        save_file(tensors, damaged, opened.metadata() | {name: text})
+    assert call("evaluate", str(damaged)) == 2
+    assert str(damaged) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("first", [["--seed", "5"], ["--resume"], ["--optim.no-nesterov"], ["--seed=5", "--resume"]])

@@ -16,6 +16,7 @@ from preresnet.data.loaders import TrainingBatches, evaluation_batches
 from preresnet.data.order import generator
 from preresnet.data.sets import Images
 from preresnet.recipe import ImagesInMemory
+from preresnet.spec import UserError
 
 RECORDS = 7  # images in each file of the small CIFAR copies below
 
@@ -105,7 +106,7 @@ def test_a_damaged_file_is_named(small_cifar: tuple[str, Path], layout: int, har
         path.write_bytes(content[:-100])
     else:
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(ValueError, match=f"{re.escape(str(path))}.*(--data-root|archive)"):
+    with pytest.raises(UserError, match=f"{re.escape(str(path))}.*(--data-root|archive)"):
         cifar.read(name, root)
 
 

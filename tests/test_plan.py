@@ -134,6 +134,7 @@ def test_every_field_of_a_recipe_can_be_varied() -> None:
         (("schedule.speed=1",), "no such field"),
         (("schedule.lr=fast",), "schedule.lr"),
         (("schedule.lr=0.1,0.1",), "the same value is given twice"),
+        (("schedule.lr=1,1.0",), "the same value is given twice"),
         (("lr=0.1", "schedule.lr=0.2"), "names schedule.lr twice"),
         (("schedule.lr=-1",), "lr=-1"),
         (("name=x",), "no such field|data.name"),

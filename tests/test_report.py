@@ -402,6 +402,7 @@ def test_bad_folders_are_one_clear_error(tmp_path: Path, capsys: pytest.CaptureF
     for name, file, content in (
         ("mark", "result.json", '{"seed": 0}'),
         ("latin", "result.json", b'{"name": "caf\xe9"}'),
+        ("nested", "result.json", "[" * 100_000),
         ("seedless", "run.json", '{"seed": "one"}'),
         ("class", "evaluation.json", json.dumps(answered(5.0) | {"classes": [{"name": "a"}]})),
         ("lines", "metrics.jsonl", '{"step": 1, "loss": 1.0}\n{"step": 2, "lo\n{"step": 3, "loss": 1.0}\n'),
@@ -427,6 +428,7 @@ def test_bad_folders_are_one_clear_error(tmp_path: Path, capsys: pytest.CaptureF
         "broken": f"cannot read {tmp_path / 'broken' / 'result.json'}",
         "mark": "no usable recipe.network, recipe.data, recipe.schedule in its result.json",
         "latin": f"cannot read {tmp_path / 'latin' / 'result.json'}",
+        "nested": f"cannot read {tmp_path / 'nested' / 'result.json'}",
         "seedless": "no usable recipe.data, recipe.schedule, seed in its",
         "class": "does not hold classes.num_images, classes.num_wrong; `preresnet evaluate",
         "lines": f"cannot read {tmp_path / 'lines' / 'metrics.jsonl'}: line 2 is damaged",
@@ -441,6 +443,9 @@ def test_bad_folders_are_one_clear_error(tmp_path: Path, capsys: pytest.CaptureF
     assert not list(tmp_path.rglob("report.html"))
     assert main(["report"]) == 2
     assert "no folder given" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main(["report", str(tmp_path / "runs" / "one"), "--out", str(tmp_path / "file" / "page.html")]) == 2
+    assert f"{tmp_path / 'file'} cannot be written to" in capsys.readouterr().err
 
 
 def luminance(colour: str) -> float:

@@ -406,6 +406,14 @@ def test_what_lies_in_the_way_is_kept_and_named(tmp_path: Path, here: None) -> N
         reproduce(plan(0.1, 0.2), 1, Execution(tmp_path / "thesis"))
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"recipe": 3, "network": {}, "seed": 0}'])
+def test_a_damaged_result_of_a_run_is_named(tmp_path: Path, job: Job, content: str) -> None:
+    job.request.out.mkdir(parents=True, exist_ok=True)
+    (job.request.out / "result.json").write_text(content)
+    with pytest.raises(UserError, match=re.escape(str(job.request.out / "result.json"))):
+        kept(job.request)
+
+
 def test_a_dry_run_lists_runs_and_their_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["reproduce", "table3", "--rows", "*1layer", "resnet110-preact", "--scale", "steps=2000,batch=16,depth=20"]
     assert main([*given, "--seeds", "2", "--dry-run", "--json", "--out", str(tmp_path / "study")]) == 0

@@ -177,6 +177,7 @@ def test_a_study_stops_its_runs_and_their_workers_save(photos: Path, tmp_path: P
     assert "DataLoader worker" not in "".join(path.read_text() for path in (out / ".logs").iterdir())
 
 
+@pytest.mark.skipif(signal.SIGINT not in SIGNALS, reason="Ctrl-C is ignored here, as in what a shell puts behind")
 def test_a_bench_that_is_interrupted_says_so_in_one_word() -> None:
     process = start("bench", "resnet8-preact", "--batch", "4", "--rounds", "100000", "--against", "eager")
     said = ""

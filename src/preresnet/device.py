@@ -34,6 +34,8 @@ def choose(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # torch raises AssertionError where it was built without CUDA
         reason = str(error).splitlines()[0]
         raise UserError(f"no device {name!r} here ({reason}); use auto, cpu, cuda or cuda:N") from None
+    if device.type == "meta":
+        raise UserError(f"device {name!r} computes nothing; use auto, cpu, cuda or cuda:N")
     return device
 
 

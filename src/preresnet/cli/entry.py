@@ -3,6 +3,7 @@
 Only the command that is named is imported, so that help, a list or a wrong name is answered at once.
 """
 
+import errno
 import importlib
 import io
 import os
@@ -113,7 +114,8 @@ def _help() -> str:
 def _was_given(error: OSError, arguments: Sequence[str]) -> bool:
     """Whether a file that cannot be used is, or lies in, a path that the user named."""
     kinds = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
-    if not isinstance(error, kinds) or error.filename is None:
+    codes = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)  # these have no kind of their own
+    if error.filename is None or not (isinstance(error, kinds) or error.errno in codes):
         return False
     place = Path(os.path.abspath(os.fsdecode(error.filename)))
     named = (Path(os.path.abspath(argument.split("=", 1)[-1])) for argument in arguments[1:] if argument)

@@ -214,8 +214,8 @@ def _count(module: nn.Module, shape: tuple[int, ...], step: Step, *, is_first: b
 
 def _classified(head: Head, x: Tensor) -> Tensor:
     """As the head; but the mean of a map, which keeps nothing, would load PyTorch's compiler where it has no memory."""
-    mean = head.norm(x)[:, :, 0, 0]
-    return head.linear(torch.empty_like(mean, requires_grad=True))
+    head.norm(x)
+    return head.linear(torch.empty(x.shape[:2], dtype=x.dtype, device="meta", requires_grad=True))
 
 
 def _recomputing(unit: ResidualUnit) -> int:

@@ -52,8 +52,12 @@ def load(path: Path) -> tuple[Network, dict[str, str]]:
         raise UserError(f"{file} is not a whole .safetensors file ({error}); restore or export it again") from None
     if "network" not in metadata:
         raise UserError(f"{file} does not say which network it belongs to; it was not written by preresnet")
+    try:
+        spec = from_json(NetSpec, metadata["network"])
+    except UserError as error:
+        raise UserError(f"the network that {file} says it belongs to cannot be read: {error}") from None
     with torch.device("meta"):
-        model = Network(from_json(NetSpec, metadata["network"]))
+        model = Network(spec)
     try:
         model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:

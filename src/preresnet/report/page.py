@@ -12,6 +12,7 @@ from preresnet.pictures import curves, heatmaps
 from preresnet.report import drawings, gather
 from preresnet.report.content import RowContent, RunContent, StudyContent
 from preresnet.report.drawings import MARK, Picture
+from preresnet.spec import UserError
 from preresnet.train import checkpoint
 
 PAGE_FILE, FIGURES_FOLDER = "report.html", "figures"
@@ -64,6 +65,10 @@ def write(folders: Sequence[Path], out: Path | None = None) -> tuple[Path, Path,
     studies = gather.gather(folders)
     out = out or folders[0] / PAGE_FILE
     drawings.require_ours(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise UserError(f"{out.parent} cannot be written to ({error.strerror}); give another --out") from None
     shown = list(_shown(studies))
     pictures = [picture for one in shown for picture in _pictures(one)]
     drawings.write(pictures, out.parent / FIGURES_FOLDER)

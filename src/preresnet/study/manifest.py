@@ -210,7 +210,7 @@ def read(folder: Path) -> Manifest:
     path = folder / STUDY_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}; put a whole copy of it there") from None
     version = content.get("version", 1) if isinstance(content, dict) else None
     if not isinstance(version, int):

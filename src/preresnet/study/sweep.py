@@ -56,7 +56,8 @@ def of_sweep(name: str, base: Recipe, vary: tuple[str, ...], report: Callable[[s
                 command=train_options(name, base, made),
             )
         )
-    if len({row.name for row in rows}) < len(rows):
+    twice = any(one in values[:place] for values in grid.values() for place, one in enumerate(values))  # 1 and 1.0 too
+    if twice or len({row.name for row in rows}) < len(rows):
         raise UserError(f"--vary {' '.join(vary)}: the same value is given twice")
     fixed = "".join(f", {field} = {_word(values[0])}" for field, values in grid.items() if field not in shown)
     return Plan("sweep", f"Sweep of {name} over {', '.join(shown)}{fixed}", None, tuple(rows))

@@ -189,7 +189,7 @@ def claim(request: Request, spec: NetSpec, device: torch.device, precision: Prec
 
 def write_text(path: Path, text: str) -> None:
     """A file of text, whole or not at all."""
-    write_atomically(path, lambda partial: partial.write_text(text))
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def provenance(request: Request, device: torch.device, precision: Precision) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def read(folder: Path, file: str = METRICS_FILE) -> list[dict[str, Any]]:
             line = json.loads(text)
             if not isinstance(line, dict) or not isinstance(line.get("step"), int):
                 raise ValueError("no measurement of a step")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(texts):
                 break
             raise UserError(f"cannot read {path}: line {number} is damaged ({error}); put a whole copy there") from None
