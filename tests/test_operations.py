@@ -314,6 +314,12 @@ def test_an_exported_network_needs_nothing_of_ours(training: bool, strict: bool)
             assert error(p.grad, q.grad) < 1e-8, name
 
 
+@pytest.mark.filterwarnings("ignore")  # that PyTorch would have it exported, and that a shape becomes a constant
+def test_a_network_is_traced() -> None:
+    model, x = preresnet.create_model("resnet8-preact", seed=0).eval(), torch.randn(2, 3, 8, 8)
+    assert torch.equal(torch.jit.trace(model, x)(x), model(x))  # type: ignore[operator]
+
+
 @needs_kernels
 def test_running_statistics_are_seen_to_change() -> None:
     norm, x = Norm(16, Dialect(), relu=True), image(4, 16, 4, 4, dtype=torch.float32)

@@ -317,11 +317,13 @@ def test_bfloat16_differs_from_pytorch_by_rounding(order: str, shortcut: str) ->
     plain = step(made(spec, torch.float32, fused=False), x, autocast=True)
     fused = step(made(spec, torch.float32, fused=True), x, autocast=True)
     recomputing = step(made(spec, torch.float32, fused=True, recompute=True), x, autocast=True)
-    for name in exact:
-        if exact[name].is_floating_point():
-            # as near to float32 as PyTorch's own bfloat16, give or take what rounding does by chance
-            assert error(fused[name], exact[name]) < 3 * error(plain[name], exact[name]) + 1e-3, name
-            assert error(recomputing[name], fused[name]) < 1e-3, name
+    names = [name for name, value in exact.items() if value.is_floating_point()]
+    ours, theirs = ([error(found[name], exact[name]) for name in names] for found in (fused, plain))
+    # As near to float32 as PyTorch's own bfloat16: on the whole (1.08 times was seen); one tensor, give or take chance.
+    assert sum(ours) < 1.25 * sum(theirs) + 1e-3
+    for name, of_ours, of_theirs in zip(names, ours, theirs, strict=True):
+        assert of_ours < 3 * of_theirs + 1e-3, name
+        assert error(recomputing[name], fused[name]) < 1e-3, name
 
 
 # --- beside the rest of PyTorch -----------------------------------------------------------------------------------

@@ -74,6 +74,10 @@ class Norm(nn.Module):
             )
         return self.epsilon
 
+    def __dir__(self) -> list[str]:
+        """Without `eps`: `torch.jit.trace` asks a module for everything that is named here."""
+        return [name for name in super().__dir__() if name != "eps"]
+
     def extra_repr(self) -> str:
         """Channels, settings, and whether a ReLU is included."""
         return f"{self.width}, epsilon={self.epsilon}, momentum={self.momentum}, relu={self.relu}"
