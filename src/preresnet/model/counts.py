@@ -70,7 +70,7 @@ class _Work(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in (F.conv2d, F.linear):
+        if func is F.conv2d:
             self.multiply_adds += result.numel() * args[1][0].numel()
         return tuple(map(_as_map, result)) if isinstance(result, tuple) else _as_map(result)
 
@@ -213,9 +213,10 @@ def _count(module: nn.Module, shape: tuple[int, ...], step: Step, *, is_first: b
 
 
 def _classified(head: Head, x: Tensor) -> Tensor:
-    """As the head; but the mean of a map, which keeps nothing, would load PyTorch's compiler where it has no memory."""
+    """As the head. Without memory, a mean and a matrix product would load PyTorch's compiler; a convolution does not."""
     head.norm(x)
-    return head.linear(torch.empty(x.shape[:2], dtype=x.dtype, device="meta", requires_grad=True))
+    mean = torch.empty(*x.shape[:2], 1, 1, dtype=x.dtype, device="meta", requires_grad=True)
+    return F.conv2d(mean, head.linear.weight[:, :, None, None], head.linear.bias).flatten(1)
 
 
 def _recomputing(unit: ResidualUnit) -> int:

@@ -206,7 +206,7 @@ def _is_free(norm: nn.Module) -> TypeGuard[Norm]:
 def _computed_in(conv: nn.Conv2d, x: Tensor) -> torch.dtype:
     """The type in which a convolution computes, where autocast may decide it."""
     kind, dtype = x.device.type, conv.weight.dtype
-    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and dtype != torch.float64
+    casts = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind) and dtype != torch.float64
     return torch.get_autocast_dtype(kind) if casts else dtype
 
 
