@@ -10,7 +10,7 @@ LOWEST := .venv-lowest
 NUMERICS := $(wildcard $(addprefix tests/test_,native.py operations.py preactivation.py folding.py golden.py units.py memory.py inference.py))
 FEW := $(addprefix tests/test_,folding.py golden.py inference.py)
 
-.PHONY: demo test test-portable test-portable-short without-compiler lowest sanitize lint types docs bench clean
+.PHONY: demo test test-portable test-portable-short without-compiler lowest package sanitize lint types docs bench clean
 
 demo: $(READY)  ## train on the handwritten digits inside scikit-learn, then report
 	@out=runs/demo-$$(date +%Y%m%d-%H%M%S) && \
@@ -22,7 +22,7 @@ test: lint types docs  ## everything that CI checks
 	$(BIN)/pytest
 
 # Not part of `test`: other instructions than this machine's, no compiler, the lowest torch that pyproject.toml allows.
-test-portable: level-x86-64-v2 level-x86-64-v3 level-x86-64-v4 without-compiler lowest
+test-portable: level-x86-64-v2 level-x86-64-v3 level-x86-64-v4 without-compiler lowest package
 
 test-portable-short:  ## what CI has time for
 	$(MAKE) level-x86-64-v2 without-compiler NUMERICS='$(FEW)'
@@ -45,6 +45,9 @@ without-compiler: $(READY)
 
 lowest: $(LOWEST)/.ready
 	$(LOWEST)/bin/pytest $(NUMERICS)
+
+package: $(READY)  ## built, installed into a clean environment, used
+	$(BIN)/pytest -m slow tests/test_package.py
 
 sanitize: $(READY)  ## the numerics with kernels that check every address and every undefined operation
 	CXX='g++ -g -fsanitize=address,undefined -fno-sanitize-recover=undefined' ASAN_OPTIONS=detect_leaks=0 \
