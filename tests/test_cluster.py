@@ -49,6 +49,7 @@ study(Path(sys.argv[1]))
 """
 
 
+@pytest.mark.slow  # two minutes on two cores
 def test_a_study_outlives_a_node_of_its_cluster(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="ray is not installed (pip install 'preresnet[cluster]')")
     out = tmp_path / "study"

@@ -101,7 +101,7 @@ FIRST, SECOND = "schedule.lr=0.05", "schedule.lr=0.1"
 
 def test_a_study_killed_in_its_second_run_loses_and_repeats_nothing(tmp_path: Path) -> None:
     out = tmp_path / "study"
-    process = start(out, "0.05,0.1", 2_000)
+    process = start(out, "0.05,0.1", 800)
     until(lambda: steps_logged(out / SECOND / "seed0") >= 100 and statuses(out)[1] == "running")
     child = worker(out, f"{SECOND}-seed0")
     for number in (process.pid, child):  # as a power cut would: no time to save
@@ -110,7 +110,7 @@ def test_a_study_killed_in_its_second_run_loses_and_repeats_nothing(tmp_path: Pa
     assert statuses(out) == ["done", "running"]
     before = stamps(out / FIRST / "seed0")
 
-    code, said = finish(start(out, "0.05,0.1", 2_000))
+    code, said = finish(start(out, "0.05,0.1", 800))
     assert code == 0, said
     assert statuses(out) == ["done", "done"]
     assert before == stamps(out / FIRST / "seed0")
