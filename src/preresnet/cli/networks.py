@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from preresnet import display, terminal
 from preresnet.cli.options import command_line, is_file
 from preresnet.fields import UserError, to_json, with_fields
 from preresnet.paper.networks import network
@@ -26,6 +25,8 @@ class List:
 
     def run(self) -> int:
         """Print the list."""
+        from preresnet import display
+
         (display.models if self.what == "models" else display.recipes)(self.json)
         return 0
 
@@ -57,8 +58,9 @@ class Describe:
             spec = network(self.name)
         given = {"num_classes": self.num_classes, "in_channels": self.in_channels}
         spec = with_fields(spec, **{name: value for name, value in given.items() if value is not None})
-        # These import torch, for which a name that does not exist need not wait.
+        # These take long to import, for which a name that does not exist need not wait.
         from preresnet import device as devices
+        from preresnet import display
         from preresnet.model.describe import describe
 
         device = devices.choose("auto")
@@ -108,6 +110,7 @@ class Bench:
 
     def run(self) -> int:
         """Measure and print."""
+        from preresnet import display, terminal
         from preresnet.bench import measure as bench
         from preresnet.pictures import canvas, speed
         from preresnet.train.checkpoint import write_atomically

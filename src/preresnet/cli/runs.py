@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import AvoidSubcommands, Positional, arg
 
-from preresnet import display
 from preresnet.changes import changed, without_effect
 from preresnet.cli import options
 from preresnet.cli.options import command_line, shown
@@ -75,6 +74,7 @@ class Train:
 
     def run(self) -> int:
         """Train, and print where the run and its results are."""
+        from preresnet import display
         from preresnet.propagation import series
         from preresnet.train import folder
 
@@ -127,7 +127,7 @@ class Evaluate:
     def run(self) -> int:
         """Evaluate and print."""
         from preresnet import device as devices
-        from preresnet import inference, trained
+        from preresnet import display, inference, trained
         from preresnet.data.loaders import evaluations
 
         found = trained.open_weights(self.run_or_weights)
@@ -168,7 +168,7 @@ class Predict:
     def run(self) -> int:
         """Answer for every readable image; the exit code is 2 if one could not be read."""
         from preresnet import device as devices
-        from preresnet import trained
+        from preresnet import display, trained
 
         if not self.images:
             raise UserError("no image given; name one or more image files or folders after the run")
