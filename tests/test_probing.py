@@ -260,7 +260,7 @@ def test_runs_of_one_name_are_told_apart(run: Path, tmp_path: Path, monkeypatch:
     drawn: list[list[str]] = []
     monkeypatch.setattr(depth, "draw_depth", lambda probes: drawn.append(list(probes)))
     monkeypatch.setattr(heatmaps, "draw_heatmaps", lambda runs: drawn.append(list(runs)))
-    monkeypatch.setattr(canvas, "save", lambda figure, path: None)
+    monkeypatch.setattr(canvas, "encoded", lambda figure, kind, **_: b"")
     names = [str(tmp_path / place / "seed0") for place in ("a", "b")]
     assert call("probe", names[0], "--against", names[1], "--out", str(tmp_path / "out"), "--batch", "4") == 0
     assert drawn == [names, names]
