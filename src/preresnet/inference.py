@@ -123,12 +123,9 @@ def full_report(output: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[
         ``num_images``, ``num_wrong``, ``error_pct``, ``precision_pct``); ``confusion`` (rows: true class, columns:
         answer); ``calibration`` (``ece_pct`` and ``bins`` of confidence).
     """
-    from sklearn.metrics import confusion_matrix
-
     errors = count_errors(output, labels)
     truth, answer = labels.numpy(), output.argmax(1).numpy()
-    every = np.arange(len(classes))
-    confusion = confusion_matrix(truth, answer, labels=every)
+    confusion = np.bincount(truth * len(classes) + answer, minlength=len(classes) ** 2).reshape(len(classes), -1)
     answered = confusion.sum(0)
     table = []
     for label, name in enumerate(classes):

@@ -88,7 +88,7 @@ def normalise(
     moments = _moments(x, moments)
     if not (dry or _has_kernels(x)):
         return compiled.normalise(x, weight, bias, moments, eps, relu)
-    y, mean, inv_std = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+    y, mean, inv_std = _like(x), _like(weight), _like(weight)
     # The kernel moves running statistics by a share of the way; all the way, they are those of the batch.
     share, running = 1.0, weight.new_zeros(2, len(weight))
     pointers = weight, bias, moments, mean, inv_std, *running
@@ -109,7 +109,7 @@ def _apply(
     weight, bias, mean, inv_std = vectors = _vectors(x, weight=weight, bias=bias, mean=mean, inv_std=inv_std)
     if not (dry or _has_kernels(x)):
         return compiled.apply(x, weight, bias, mean, inv_std, relu)
-    y = torch.empty_like(x)
+    y = _like(x)
     if not dry:
         native.call("apply", x.dtype, x, y, _positions(x), x.shape[1], *vectors, relu)
     return y
@@ -147,7 +147,7 @@ def differentiate(
     beside = others[0] if others else None
     if not (dry or _has_kernels(x)):
         return compiled.differentiate(x, grad, weight, bias, mean, inv_std, beside, relu)
-    d_x, d_weight, d_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
+    d_x, d_weight, d_bias = _like(x), _like(weight), _like(bias)
     pointers = *vectors, d_weight, d_bias
     if not dry:
         native.call("differentiate", x.dtype, x, grad, beside, d_x, _positions(x), x.shape[1], *pointers, relu)
@@ -167,7 +167,7 @@ def add(a: Tensor, b: Tensor, *, dry: bool = False) -> tuple[Tensor, Tensor]:
     a, b = _maps(a=a, b=b)
     if not (dry or _has_kernels(a)):
         return compiled.add(a, b)
-    y, moments = torch.empty_like(a), a.new_empty(2, a.shape[1], dtype=sum_type(a.dtype))
+    y, moments = _like(a), a.new_empty(2, a.shape[1], dtype=sum_type(a.dtype))
     if not dry:
         native.call("add", a.dtype, a, b, y, _positions(a), a.shape[1], moments)
     return y, moments
@@ -192,7 +192,7 @@ def gate(
     (bias,) = _vectors(logit, bias=bias)
     if not (dry or _has_kernels(logit)):
         return compiled.gate(logit, bias, shortcut, residual, exclusive)
-    y = torch.empty_like(logit)
+    y = _like(logit)
     if not dry:
         maps, sizes = (shortcut, residual, y), (_positions(logit), logit.shape[1])
         native.call("gate", logit.dtype, logit, *maps, *sizes, bias, exclusive)
@@ -216,8 +216,8 @@ def differentiate_gate(
     if not (dry or _has_kernels(logit)):
         found = compiled.differentiate_gate(logit, bias, shortcut, behind, grad)
         return *found[:3], found[3] if others else logit.new_empty(0)  # type: ignore[return-value]
-    d_logit, d_bias, d_shortcut = torch.empty_like(logit), torch.empty_like(bias), torch.empty_like(logit)
-    d_residual = logit.new_empty(0) if behind is None else torch.empty_like(logit)
+    d_logit, d_bias, d_shortcut = _like(logit), _like(bias), _like(logit)
+    d_residual = logit.new_empty(0) if behind is None else _like(logit)
     maps, sizes = (shortcut, behind, grad, d_logit, d_shortcut), (_positions(logit), logit.shape[1])
     if not dry:
         of_residual = None if behind is None else d_residual
@@ -278,6 +278,11 @@ def _check_device(first: Tensor, other: Tensor) -> None:
             "Expected all tensors to be on the same device, but found at least two devices, "
             f"{first.device} and {other.device}!"
         )
+
+
+def _like(x: Tensor) -> Tensor:
+    """A new tensor as one of `_maps` or `_vectors`; with its layout said, a tensor without memory needs no sympy."""
+    return torch.empty_like(x, memory_format=torch.channels_last if x.ndim == 4 else torch.contiguous_format)
 
 
 def _has_kernels(x: Tensor) -> bool:

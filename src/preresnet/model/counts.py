@@ -61,7 +61,8 @@ class Saved:
 class _Work(TorchFunctionMode):
     """Counts the multiply-adds of convolutions, and gives for each a map of its shape, which keeps what it would keep.
 
-    Without memory, a convolution forgets its layout and loads half of PyTorch's compiler, which takes seconds.
+    Without memory, a convolution forgets its layout and loads half of PyTorch's compiler, which takes seconds; to move
+    running statistics does the latter.
     """
 
     def __init__(self) -> None:
@@ -71,9 +72,13 @@ class _Work(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.conv2d:
             return self._convolve(args[0], *args)
-        if func is torch.ops.preresnet.norm.default and args[KERNEL] is not None:  # computes again what it reads
-            y, x, *statistics = func(*args[:KERNEL], None, None, (), (), (), 1)
-            return self._convolve(None, y, *args[KERNEL:]), x, *statistics
+        if func is torch.ops.preresnet.norm.default:
+            y, x, *statistics = func(
+                *args[:RUNNING], None, None, *args[RUNNING + 2 : KERNEL], None, None, (), (), (), 1
+            )
+            if args[KERNEL] is not None:  # computes again what it reads
+                y = self._convolve(None, y, *args[KERNEL:])
+            return y, x, *statistics
         return func(*args, **(kwargs or {}))
 
     def _convolve(
@@ -94,7 +99,7 @@ class _Work(TorchFunctionMode):
         return result
 
 
-KERNEL = 11  # its place among the arguments of the operation
+RUNNING, KERNEL = 3, 11  # their places among the arguments of the operation
 
 
 class _Convolved(torch.autograd.Function):
