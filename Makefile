@@ -6,6 +6,10 @@ READY := $(VENV)/.ready
 
 LOWEST := .venv-lowest
 
+# Two tests at a time. Threads that wait for each other then sleep, for there may be more of them than cores.
+PARALLEL := -n 2 --dist worksteal
+test level-x86-64-v2 level-x86-64-v3 level-x86-64-v4 without-compiler lowest: export OMP_WAIT_POLICY := passive
+
 # What must come out the same on every machine.
 NUMERICS := $(wildcard $(addprefix tests/test_,native.py operations.py preactivation.py folding.py golden.py units.py memory.py inference.py))
 FEW := $(addprefix tests/test_,folding.py golden.py inference.py)
@@ -19,7 +23,7 @@ demo: $(READY)  ## train on the handwritten digits inside scikit-learn, then rep
 	$(BIN)/preresnet report $$out
 
 test: lint types docs  ## everything that CI checks
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 # Not part of `test`: other instructions than this machine's, no compiler, the lowest torch that pyproject.toml allows.
 test-portable: level-x86-64-v2 level-x86-64-v3 level-x86-64-v4 without-compiler lowest package
@@ -36,15 +40,15 @@ level-x86-64-v4: export ONEDNN_MAX_CPU_ISA := AVX512_CORE
 level-%: $(READY)
 	@able=$$($(BIN)/python -c 'from preresnet.kernels import native; print(*native.levels_here())') && \
 	case " $$able " in \
-	*" $* "*) PRERESNET_MARCH=$* $(BIN)/pytest $(NUMERICS) ;; \
+	*" $* "*) PRERESNET_MARCH=$* $(BIN)/pytest $(PARALLEL) $(NUMERICS) ;; \
 	*) echo "$* is not tested: this processor executes native $$able" ;; \
 	esac
 
 without-compiler: $(READY)
-	CXX=/nowhere $(BIN)/pytest $(NUMERICS)
+	CXX=/nowhere $(BIN)/pytest $(PARALLEL) $(NUMERICS)
 
 lowest: $(LOWEST)/.ready
-	$(LOWEST)/bin/pytest $(NUMERICS)
+	$(LOWEST)/bin/pytest $(PARALLEL) $(NUMERICS)
 
 package: $(READY)  ## built, installed into a clean environment, used
 	$(BIN)/pytest -m slow tests/test_package.py

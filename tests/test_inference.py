@@ -97,6 +97,11 @@ def test_files_that_are_no_weights_are_named(tmp_path) -> None:
         preresnet.load(tmp_path / "foreign")
     from preresnet.model import weights
 
+    broken = preresnet.create_model("resnet8-preact", seed=0)
+    broken.head.linear.weight.data[1, 2] = float("nan")
+    weights.save(tmp_path / "nan", broken, {})
+    with pytest.raises(ValueError, match=r"infinite or not numbers, first in head\.linear\.weight"):
+        preresnet.load(tmp_path / "nan")
     weights.save(tmp_path / "bare", preresnet.create_model("resnet8-preact", seed=0), {})
     assert preresnet.load(tmp_path / "bare").spec.depth == 8
     with pytest.raises(ValueError, match=r"bare does not hold data, classes, normalisation"):

@@ -113,12 +113,16 @@ def _free_on_windows() -> int:
 
 
 def describe(device: torch.device) -> str:
-    """The hardware in words, for records."""
+    """The hardware in words, for records; of a CPU, the instructions that are used too."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as lines:
             name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    threads = torch.get_num_threads()
-    return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
+    threads, instructions = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
+    if computes_bfloat16(device):
+        instructions += " with bfloat16"
+    if (level := native.level()) != "native":
+        instructions += f", kernels for {level}"
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}, {instructions}"

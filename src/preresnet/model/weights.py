@@ -37,7 +37,8 @@ def load(path: Path) -> tuple[Network, dict[str, str]]:
         path: a ``.safetensors`` file written by `save`, or a folder that holds ``weights.safetensors``.
 
     Raises:
-        ValueError: no such file, not such a file, or tensors that do not fit the network in it.
+        ValueError: no such file, not such a file, tensors that do not fit the network in it, or values that are not
+            finite.
     """
     file = path / WEIGHTS_FILE if path.is_dir() else path
     if not file.is_file():
@@ -61,5 +62,12 @@ def load(path: Path) -> tuple[Network, dict[str, str]]:
     try:
         model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
-        raise UserError(f"the tensors of {file} do not fit its network: {error}") from None
+        words = " ".join(str(error).split())
+        raise UserError(f"the tensors of {file} do not fit its network: {words}") from None
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise UserError(
+                f"{file} holds values that are infinite or not numbers, first in {name}, so that every answer would be "
+                "meaningless; export it again, or take an earlier one"
+            )
     return model.eval().to(memory_format=torch.channels_last), metadata  # type: ignore[call-overload]
