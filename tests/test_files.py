@@ -395,6 +395,29 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_a_listed_file_is_left_out_in_training_and_in_evaluation(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = with_folders(photos, tmp_path / "photos", {name: name for name in NAMES})
+    (root / "train" / "ant" / "0.png").write_bytes(b"broken")
+    (root / "val" / "bee" / "1.png").write_bytes(b"")
+    listed = tmp_path / "list.txt"
+    assert main(["data", "check", str(root), "--list-out", str(listed)]) == 1
+    short = replace(RECIPE, schedule=replace(RECIPE.schedule, steps=2))
+    out = tmp_path / "run"
+    trainer.train(Request(short, out, data_root=root, workers=0, leave_out=listed))
+    assert "23 images of 3 classes" in capsys.readouterr().err
+    assert (out / "leave-out.txt").read_text() == listed.read_text()
+    assert main(["evaluate", str(out), "--data-root", str(root), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_images"] == 11
+    with pytest.raises(UserError, match="the files that --leave-out names"):
+        trainer.train(Request(short, out, data_root=root, workers=0, resume=True))
+    trainer.train(Request(short, out, data_root=root, workers=0, resume=True, leave_out=listed))
+    listed.write_text("ant/0.png\n")
+    with pytest.raises(UserError, match=r"no file that .*list\.txt names is among the images of this run"):
+        trainer.train(Request(short, tmp_path / "other", data_root=root, workers=0, leave_out=listed))
+
+
 def with_folders(photos: Path, root: Path, names: dict[str, str]) -> Path:
     """The photographs of some classes, under names of their own."""
     for split in ("train", "val"):

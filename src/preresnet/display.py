@@ -13,7 +13,17 @@ from preresnet.paper.recipes import recipe, recipe_names
 from preresnet.paper.tables import printed
 
 if TYPE_CHECKING:
+    from preresnet.data.checking import Findings
     from preresnet.study.manifest import Manifest, Printed, RowEntry, Statistics
+
+EXAMPLES = 3  # of each kind of problem that are shown
+KINDS_OF_PROBLEMS = {
+    "broken": "broken",
+    "copy": "copy",
+    "turned": "turned",
+    "unusual": "unusual",
+    "not_image": "no image",
+}
 
 
 def result(found: dict[str, Any]) -> None:
@@ -184,6 +194,35 @@ def answers(found: list[dict[str, Any]]) -> None:
         table.add_section()
     if found:
         terminal.show(table)
+
+
+def findings(found: "Findings") -> None:
+    """What `preresnet.data.checking.check` found in a folder of images."""
+    out = terminal.lines()
+    classes = sorted(found.classes.values())
+    between = f", {classes[0]:,} to {classes[-1]:,} each" if classes else ""
+    before = f" ({found.num_read:,} read now)" if found.num_read else " (none has changed)"
+    out.print(f"{found.num_files:,} files{before}, {found.num_images:,} images of {len(classes):,} classes{between}")
+    kinds = {kind: [one for one in found.problems if one.kind == kind] for kind in dict.fromkeys(KINDS_OF_PROBLEMS)}
+    if found.problems:
+        table = Table("what", "files", "for example", "why")
+        for kind, ones in kinds.items():
+            for number, one in enumerate(ones[:EXAMPLES]):
+                table.add_row(
+                    "" if number else KINDS_OF_PROBLEMS[kind], "" if number else f"{len(ones):,}", one.file, one.why
+                )
+            if len(ones) > EXAMPLES:
+                table.add_row("", "", f"and {len(ones) - EXAMPLES:,} more", "all are named by --json")
+            table.add_section()
+        terminal.show(table)
+    for name in found.rare:
+        out.print(f"rare     {name}: {found.classes[name]:,} images")
+    for name in found.missing:
+        out.print(f"missing  {name}: no image")
+    for one, other in found.alike:
+        out.print(f"alike    {one} and {other}: is this one class?")
+    if not found.needs_a_person:
+        out.print("nothing to look at")
 
 
 def predicted(found: dict[str, Any]) -> None:

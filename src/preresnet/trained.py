@@ -82,14 +82,14 @@ def _class_names(kept: dict[str, str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def load_set(trained: Trained, data: DataSpec, root: Path | None) -> ImageSet:
+def load_set(trained: Trained, data: DataSpec, root: Path | None, leave_out: Path | None = None) -> ImageSet:
     """Images for a trained network, with its labels (`with_classes`); of ImageNet, any of the classes.
 
     Raises:
         ValueError: as `preresnet.data.sets.load` and `with_classes`.
     """
     named = replace(data, name="folder") if isinstance(data, ImagesInFiles) else data
-    return with_classes(sets.load(named, root), trained.classes, root)
+    return with_classes(sets.load(named, root, leave_out), trained.classes, root)
 
 
 def with_classes(data: ImageSet, classes: Sequence[str], place: Path | None, *, whole: bool = False) -> ImageSet:

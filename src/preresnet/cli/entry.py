@@ -8,7 +8,7 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Measure a trained network: errors by class, confusion matrix, calibration.",
     ),
     "predict": ("runs", "Predict", "Say what a trained network sees in images: the five likeliest classes of each."),
+    "data check": ("data", "Check", "Find what is wrong with a folder of images: broken files, copies, rare classes."),
     "probe": (
         "probe",
         "ProbeCommand",
@@ -85,6 +86,14 @@ def read_command(arguments: list[str]) -> Any:
 
         print(__version__)
         raise SystemExit(0)
+    rest = arguments[1:]
+    if rest and f"{name} {rest[0]}" in COMMANDS:
+        name, rest = f"{name} {rest[0]}", rest[1:]
+    if group := [command for command in COMMANDS if command.startswith(f"{name} ")]:
+        if rest and rest[0] not in ("-h", "--help"):
+            raise UserError(f"no command {name} {rest[0]!r}; there is {', '.join(group)}")
+        print("\n".join([f"usage: {PROGRAM} {name} COMMAND ...", "", "commands:", *_lines(group)]))
+        raise SystemExit(0 if rest else 2)
     if name not in COMMANDS:
         raise UserError(f"no command {name!r}; {nearest(name, list(COMMANDS))} `{PROGRAM} --help` says what each does")
     module, kind, _ = COMMANDS[name]
@@ -92,11 +101,10 @@ def read_command(arguments: list[str]) -> Any:
     from preresnet.cli.options import parsed
 
     # The options of `train` depend on the recipe that is named among them.
-    return found.of(arguments[1:]) if name == "train" else parsed(found, name, arguments[1:])
+    return found.of(rest) if name == "train" else parsed(found, name, rest)
 
 
 def _help() -> str:
-    lines = [f"  {name:<10}  {words}" for name, (_, _, words) in COMMANDS.items()]
     return "\n".join(
         [
             f"usage: {PROGRAM} [-h] [--version] COMMAND ...",
@@ -104,11 +112,15 @@ def _help() -> str:
             "Identity mappings in deep residual networks: networks, training, evaluation, reproduction.",
             "",
             "commands:",
-            *lines,
+            *_lines(COMMANDS),
             "",
             f"`{PROGRAM} COMMAND --help` shows a command's options.",
         ]
     )
+
+
+def _lines(names: Iterable[str]) -> list[str]:
+    return [f"  {name:<10}  {COMMANDS[name][2]}" for name in names]
 
 
 def _was_given(error: OSError, arguments: Sequence[str]) -> bool:

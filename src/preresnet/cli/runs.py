@@ -34,6 +34,8 @@ class Train:
     data_root: Path | None = None
     """Folder with the official CIFAR folder (python or binary), or with train/CLASS/ and val/CLASS/, in it; without it
     CIFAR is downloaded."""
+    leave_out: Path | None = None
+    """List of image files that are not read, as `preresnet data check DIR --list-out FILE` writes it."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     workers: int | None = None
@@ -86,6 +88,7 @@ class Train:
             out=self.out,
             seed=self.seed,
             data_root=self.data_root,
+            leave_out=self.leave_out,
             device=self.device,
             resume=self.resume,
             memory=self.memory,
@@ -129,12 +132,16 @@ class Evaluate:
         from preresnet import device as devices
         from preresnet import display, inference, trained
         from preresnet.data.loaders import evaluations
+        from preresnet.train.folder import LEAVE_OUT_FILE
 
         found = trained.open_weights(self.run_or_weights)
         spec = found.data
         if self.split == "holdout" and spec.holdout == 0:
             raise UserError(f"{self.run_or_weights} held out no images; use --split test")
-        data = trained.load_set(found, replace(spec, holdout=0) if self.split == "test" else spec, self.data_root)
+        spec_of_split = replace(spec, holdout=0) if self.split == "test" else spec
+        left_out = self.run_or_weights / LEAVE_OUT_FILE
+        listed = left_out if left_out.is_file() else None
+        data = trained.load_set(found, spec_of_split, self.data_root, listed)
         device = devices.choose(self.device)
         devices.place(found.model, device)
         passes = evaluations(data.evaluation.to(device), spec, found.normalisation.to(device))
@@ -186,7 +193,7 @@ class Predict:
 
     def _files(self) -> tuple[list[Path], dict[str, str]]:
         """The files, and those of the folders, which are counted on the way; and what is wrong with a folder."""
-        from preresnet.data import files
+        from preresnet.data import files, walk
 
         paths: list[Path] = []
         broken: dict[str, str] = {}
@@ -195,7 +202,7 @@ class Predict:
                 paths.append(path)
                 continue
             try:
-                names, left_out = files.find(path)
+                names, left_out = walk.find(path)
             except UserError as error:
                 broken[str(path)] = str(error)
                 continue

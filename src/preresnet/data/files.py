@@ -1,9 +1,8 @@
 """Image files in folders, one for each class: which there are, of which class, and what was left out."""
 
 import os
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from preresnet.data import images
+from preresnet.data.walk import entries, find, kind_of, normal
 from preresnet.recipe import DATA_SETS
 from preresnet.spec import UserError
 
 LAYOUT = "--data-root takes a folder with train/CLASS/ and val/CLASS/, full of image files"
-NOT_OURS = ("__MACOSX", "@eaDir")  # folders that archives of macOS and network drives add, with files named like images
 KINDS_SHOWN = 8
+LISTED = "on the list"  # what files are called that --leave-out names
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,9 @@ class ImageFiles:
         return self.root / os.fsdecode(self.names[index])
 
 
-def read(name: str, root: Path | None, *, test: bool = True) -> tuple[tuple[str, ...], ImageFiles, ImageFiles]:
+def read(
+    name: str, root: Path | None, *, test: bool = True, leave_out: Collection[str] = ()
+) -> tuple[tuple[str, ...], ImageFiles, ImageFiles]:
     """Classes, training images and test images of a set: all below ``root/train/CLASS`` and ``root/val/CLASS``.
 
     Which files are images, and their order, says `find`; labels count the classes in sorted order. Both are as in
@@ -64,6 +65,7 @@ def read(name: str, root: Path | None, *, test: bool = True) -> tuple[tuple[str,
         name: ``imagenet`` (1,000 classes), or ``folder``.
         root: folder with both.
         test: whether test images are wanted; if not, ``val`` need not be there and the last part is empty.
+        leave_out: files that are not read, by their paths from ``root`` on (`preresnet.data.leaving_out`).
 
     Raises:
         ValueError: a folder or a class is missing, or one holds no image; it is named.
@@ -71,8 +73,8 @@ def read(name: str, root: Path | None, *, test: bool = True) -> tuple[tuple[str,
     found = classes(name, root)
     assert root is not None
     places = _alike(root, found) if test else ()
-    train = _split(root / "train", found)
-    return found, train, _split(root / "val", places)
+    train = _split(root / "train", found, leave_out)
+    return found, train, _split(root / "val", places, leave_out)
 
 
 def classes(name: str, root: Path | None) -> tuple[str, ...]:
@@ -89,72 +91,6 @@ def classes(name: str, root: Path | None) -> tuple[str, ...]:
         words = "; --data.name folder trains on any number of classes" if name == "imagenet" else ""
         raise UserError(f"{root / 'train'} has {len(found)} folders of classes, {name} has {expected}{words}")
     return found
-
-
-def find(place: Path) -> tuple[list[str], Counter[str]]:
-    """Image files in a folder and in the folders below it, in the order of torchvision's ``ImageFolder``.
-
-    An image is a regular file, or a link to one, whose name ends like a picture that can be read here and does not
-    start with a dot. Hidden folders are left out too, and a folder that links lead to again is read once.
-
-    Args:
-        place: the folder.
-
-    Returns:
-        Names that start from ``place``; how many files were left out, by kind.
-
-    Raises:
-        ValueError: a folder cannot be read; it is named.
-    """
-    left_out: Counter[str] = Counter()
-    by_folder: list[tuple[str, list[str]]] = []
-    real, links, seen = [""], [], set()
-    while real or links:
-        folder = real.pop() if real else links.pop()  # what is reached without a link is named without it
-        entries, status = _entries(os.path.join(place, folder))
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        here = []
-        for entry in entries:
-            kind = _kind(entry)
-            if kind == "folder":
-                (links if entry.is_symlink() else real).append(os.path.join(folder, entry.name))
-            elif kind == "image":
-                here.append(entry.name)
-            else:
-                left_out[kind] += 1
-        by_folder.append((folder, sorted(here)))
-    return [os.path.join(folder, name) for folder, here in sorted(by_folder) for name in here], left_out
-
-
-def _entries(place: str) -> tuple[list[os.DirEntry[str]], os.stat_result]:
-    """What is in a folder, from the last name to the first, and its status."""
-    try:
-        with os.scandir(place) as found:
-            return sorted(found, key=lambda entry: entry.name, reverse=True), os.stat(place)
-    except OSError as error:
-        raise UserError(f"{place}: the folder cannot be read ({error.strerror or error})") from None
-
-
-def _kind(entry: os.DirEntry[str]) -> str:
-    """``folder``, ``image``, or what to call what is left out."""
-    if _is_hidden(entry.name):
-        return "hidden"
-    try:
-        if entry.is_dir():
-            return "folder"
-        is_file = entry.is_file()
-    except OSError:  # a link to itself
-        is_file = False
-    end = os.path.splitext(entry.name)[1].lower()
-    if end not in images.extensions():
-        return end or "without an extension"
-    return "image" if is_file else "not a regular file"
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name in NOT_OURS
 
 
 def _folders(root: Path, split: str) -> tuple[str, ...]:
@@ -188,10 +124,10 @@ def _folders(root: Path, split: str) -> tuple[str, ...]:
 
 def _inside(place: Path) -> tuple[tuple[str, ...], list[str]]:
     """Folders and image files right in a folder."""
-    entries = _entries(str(place))[0][::-1]
-    kinds = [_kind(entry) for entry in entries]
+    found = entries(str(place))[0][::-1]
+    kinds = [kind_of(entry) for entry in found]
     folders, loose = (
-        [entry.name for entry, kind in zip(entries, kinds, strict=True) if kind == wanted]
+        [entry.name for entry, kind in zip(found, kinds, strict=True) if kind == wanted]
         for wanted in ("folder", "image")
     )
     return tuple(folders), loose
@@ -219,16 +155,20 @@ def _alike(root: Path, expected: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(by_name[name] for name in wanted)
 
 
-def _split(place: Path, folders: tuple[str, ...]) -> ImageFiles:
+def _split(place: Path, folders: tuple[str, ...], leave_out: Collection[str]) -> ImageFiles:
     names: list[bytes] = []
     labels: list[int] = []
     left_out: Counter[str] = Counter()
     if folders:
-        beside = Counter(map(_kind, _entries(str(place))[0]))
+        beside = Counter(map(kind_of, entries(str(place))[0]))
         left_out += Counter({"images in no class" if kind == "image" else kind: beside[kind] for kind in beside})
         del left_out["folder"]
     for label, folder in enumerate(folders):
         found, others = find(place / folder)
+        if leave_out:
+            kept = [name for name in found if _path(place, folder, name) not in leave_out]
+            others[LISTED] += len(found) - len(kept)
+            found = kept
         if not found:
             raise UserError(
                 f"{place / folder} holds no image{left_out_words(others)}; add some, or remove the folder from train/ "
@@ -240,9 +180,9 @@ def _split(place: Path, folders: tuple[str, ...]) -> ImageFiles:
     return ImageFiles(place, np.array(names, dtype=np.bytes_), torch.tensor(labels, dtype=torch.int64), left_out)
 
 
-def normal(name: str) -> str:
-    """A name as names are compared: accents composed (NFC), because file systems differ in how they keep them."""
-    return unicodedata.normalize("NFC", name)
+def _path(place: Path, folder: str, name: str) -> str:
+    """From the folder that holds the splits on, with slashes."""
+    return f"{place.name}/{folder}/{name}".replace(os.sep, "/")
 
 
 def labels_by_name(found: Sequence[str], known: Sequence[str], place: str) -> Tensor:

@@ -2,15 +2,18 @@
 
 import os
 import stat
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from preresnet.spec import UserError
+
+if TYPE_CHECKING:  # to look at files needs no torch, which takes seconds to import
+    from torch import Tensor
 
 # Formats of pictures. What Pillow knows beside them are documents (PDF, and EPS, which starts another program), films,
 # measurements (HDF5, GRIB, FITS) and parts of desktops. HEIF is there where pillow-heif has been registered.
@@ -44,6 +47,27 @@ def extensions() -> frozenset[str]:
     return frozenset(end for end, name in Image.registered_extensions().items() if name in readable)
 
 
+@dataclass(frozen=True)
+class Stored:
+    """How an image lies in its file.
+
+    Args:
+        format: Pillow's name of it, ``JPEG`` or another.
+        mode: Pillow's name of how pixels are stored, ``RGB`` or another.
+        width: as stored, before it is brought upright.
+        height: the same.
+        orientation: EXIF's, 1 to 8; 1 is upright.
+        animated: whether there is more than one picture in the file.
+    """
+
+    format: str
+    mode: str
+    width: int
+    height: int
+    orientation: int
+    animated: bool
+
+
 def open_image(path: Path, least: int | None = None, mode: str = "RGB") -> Image.Image:
     """One image, whole and upright; of several in a file, the first.
 
@@ -59,6 +83,11 @@ def open_image(path: Path, least: int | None = None, mode: str = "RGB") -> Image
     Raises:
         ValueError: the file is missing, no regular file, or not a whole image; it is named.
     """
+    return inspect(path, least, mode)[0]
+
+
+def inspect(path: Path, least: int | None = None, mode: str = "RGB") -> tuple[Image.Image, Stored]:
+    """As `open_image`, and how the image lies in its file."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for somebody who writes to it
@@ -66,14 +95,18 @@ def open_image(path: Path, least: int | None = None, mode: str = "RGB") -> Image
         if status.st_size == 0:
             raise UserError("it is empty")
         with Image.open(path, formats=_formats()) as opened:
+            stored, size = opened.mode, opened.size
+            animated = bool(getattr(opened, "is_animated", False))
             if least is not None:
                 opened.draft(None, (least, least))
             opened.load()
-            turned = _TURNED.get(_orientation(opened))
+            orientation = _orientation(opened)
+            turned = _TURNED.get(orientation)
             image = _eight_bits(opened)
             image.info.pop("transparency", None)
             image = image.convert(mode)
-            return image if turned is None else image.transpose(turned)
+            found = Stored(opened.format or "", stored, *size, orientation if turned else 1, animated)
+            return image if turned is None else image.transpose(turned), found
     except Exception as error:  # a damaged file brings almost any kind out of Pillow, MemoryError among them
         raise UserError(f"{path}: cannot be read as an image ({_reason(error)})") from None
 
@@ -106,7 +139,7 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def read(path: Path, channels: int, size: int) -> Tensor:
+def read(path: Path, channels: int, size: int) -> "Tensor":
     """Read one image: upright, its central square, resized (bicubic).
 
     Args:
@@ -124,6 +157,8 @@ def read(path: Path, channels: int, size: int) -> Tensor:
     return pixels(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
 
 
-def pixels(image: Image.Image) -> Tensor:
+def pixels(image: Image.Image) -> "Tensor":
     """(h, w, channels) uint8."""
+    import torch
+
     return torch.from_numpy(np.array(image)).view(image.height, image.width, -1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from preresnet.data import files
+from preresnet.data import files, leaving_out
 from preresnet.data.files import ImageFiles
 from preresnet.recipe import DATA_SETS, DataSpec, ImagesInFiles
 from preresnet.spec import UserError
@@ -56,6 +56,12 @@ class ImageSet:
     evaluation: Images | ImageFiles
     split: str
 
+    @property
+    def num_listed(self) -> int:
+        """How many image files were left out because a list names them."""
+        parts = (self.train, self.evaluation)
+        return sum(part.left_out.get(files.LISTED, 0) for part in parts if isinstance(part, ImageFiles))
+
     def words(self) -> str:
         """How many images of how many classes were read from where, and what was left out."""
         parts = (self.train, self.evaluation)
@@ -79,13 +85,14 @@ def shape(spec: DataSpec, root: Path | None) -> tuple[int, int]:
     return known.classes or len(files.classes(spec.name, root)), known.channels
 
 
-def load(spec: DataSpec, root: Path | None) -> ImageSet:
+def load(spec: DataSpec, root: Path | None, leave_out: Path | None = None) -> ImageSet:
     """Read a data set, padded to ``spec.image_size``, with ``spec.holdout`` applied; of image files, their names.
 
     Args:
         spec: which set, and how many training images to hold out.
         root: folder that holds the official files, or train/ and val/; None downloads them (CIFAR; digits need no
             file).
+        leave_out: a list of image files that are not read (`preresnet.data.leaving_out`).
 
     Raises:
         ValueError: a file is missing, truncated or altered (it is named); the images are larger than the network's
@@ -94,7 +101,8 @@ def load(spec: DataSpec, root: Path | None) -> ImageSet:
     training: Images | ImageFiles
     testing: Images | ImageFiles
     if isinstance(spec, ImagesInFiles):
-        classes, training, testing = files.read(spec.name, root, test=spec.holdout == 0)
+        listed = leaving_out.read(leave_out) if leave_out else frozenset()
+        classes, training, testing = files.read(spec.name, root, test=spec.holdout == 0, leave_out=listed)
     else:
         reader = importlib.import_module(f"preresnet.data.{DATA_SETS[spec.name].reader}")
         classes, *splits = reader.read(spec.name, root)

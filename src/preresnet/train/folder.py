@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 
 import preresnet.device as devices
+from preresnet.data import leaving_out
 from preresnet.fields import read_json, require
 from preresnet.paper.networks import network
 from preresnet.recipe import Precision, Recipe
@@ -27,7 +29,7 @@ RECIPE_FILE, NETWORK_FILE, RUN_FILE, RESULT_FILE = "recipe.json", "network.json"
 EVALUATION_FILE = (
     "evaluation.json"  # what `inference.full_report` found at the last step, as `evaluate --json` prints it
 )
-CURVE_FILE = "curve.png"
+CURVE_FILE, LEAVE_OUT_FILE = "curve.png", "leave-out.txt"
 T = TypeVar("T")
 LOCK_FILE, HOLDER_FILE = ".lock", ".holder.json"
 
@@ -41,6 +43,7 @@ class Request:
         out: folder of the run.
         seed: of the weights, the order of images, augmentation and dropout.
         data_root: folder of the official files, or of train/ and val/; None downloads.
+        leave_out: a list of image files that are not read (`preresnet.data.leaving_out`); the run keeps a copy.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         resume: continue the run in ``out`` if there is one.
         memory: a plan of `preresnet.model.memory`, or ``auto``: the one that computes least among those that fit.
@@ -54,6 +57,7 @@ class Request:
     out: Path
     seed: int = 0
     data_root: Path | None = None
+    leave_out: Path | None = None
     device: str = "auto"
     resume: bool = False
     memory: Literal["auto"] | MemoryPlan = "auto"
@@ -110,7 +114,13 @@ def check(request: Request, spec: NetSpec) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; give another --out")
     found = {path.name for path in out.iterdir() if path.suffix != ".partial"} if out.is_dir() else set()
-    if found <= {RUN_FILE, NETWORK_FILE, LOCK_FILE, HOLDER_FILE}:  # new, or killed before `claim` was done
+    if found <= {
+        RUN_FILE,
+        NETWORK_FILE,
+        LOCK_FILE,
+        HOLDER_FILE,
+        LEAVE_OUT_FILE,
+    }:  # new, or killed before `claim` was done
         return
     if RECIPE_FILE not in found:
         raise UserError(f"{out} is not empty and holds no run; give another --out")
@@ -123,8 +133,14 @@ def check(request: Request, spec: NetSpec) -> None:
     changed = [f"{name}: {was[name]} there, {now[name]} now" for name in was if was[name] != now[name]]
     if not changed and stored_as(NetSpec, out / NETWORK_FILE) != spec:
         changed = ["the network's specification"]
+    if not changed and _listed(out / LEAVE_OUT_FILE) != _listed(request.leave_out):
+        changed = ["the files that --leave-out names"]
     if changed:
         raise UserError(f"{out} holds another run ({'; '.join(changed)}); give the same values, or another --out")
+
+
+def _listed(file: Path | None) -> frozenset[str]:
+    return leaving_out.read(file) if file is not None and file.is_file() else frozenset()
 
 
 @contextmanager
@@ -178,6 +194,8 @@ def claim(request: Request, spec: NetSpec, device: torch.device, precision: Prec
     if (out / RECIPE_FILE).is_file():
         return
     run = {"seed": request.seed, **provenance(request, device, precision)}
+    if request.leave_out is not None:
+        shutil.copyfile(request.leave_out, out / LEAVE_OUT_FILE)
     # The recipe is written last: a folder with one is a run with all it needs to be resumed.
     for file, text in (
         (RUN_FILE, json.dumps(run, indent=1)),

@@ -15,7 +15,7 @@ from preresnet.kernels import native
 from preresnet.model import memory, weights
 from preresnet.model.network import Network, build
 from preresnet.recipe import Precision, Recipe
-from preresnet.spec import MemoryPlan, NetSpec
+from preresnet.spec import MemoryPlan, NetSpec, UserError
 from preresnet.train import checkpoint, folder
 from preresnet.train.capture import check_mechanisms, choose_passes
 from preresnet.train.errors import STOPPED, NotFiniteError
@@ -186,7 +186,12 @@ def prepare(request: folder.Request, rank: int = 0, world_size: int = 1) -> Run:
     known = trained.stored_classes(request.out) if request.resume else None
     spec = folder.resolve_network(recipe, len(known or ()) or num_classes, in_channels)
     folder.check(request, spec)
-    data = sets.load(recipe.data, request.data_root)
+    data = sets.load(recipe.data, request.data_root, request.leave_out)
+    if request.leave_out is not None and not data.num_listed:
+        raise UserError(
+            f"no file that {request.leave_out} names is among the images of this run; its paths start from the folder "
+            "that holds train/ and val/, as `preresnet data check` writes them"
+        )
     if known is not None:
         data = trained.with_classes(data, known, request.data_root, whole=True)
     plan, predicted_bytes = _plan(request, spec, device, precision, world_size)
