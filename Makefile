@@ -31,6 +31,8 @@ test-portable: level-x86-64-v2 level-x86-64-v3 level-x86-64-v4 without-compiler 
 test-portable-short:  ## what CI has time for
 	$(MAKE) level-x86-64-v2 without-compiler NUMERICS='$(FEW)'
 
+# PyTorch's compiler keeps what it made for other instructions, and takes it for the same.
+level-x86-64-v2 level-x86-64-v3 level-x86-64-v4: export TORCHINDUCTOR_CACHE_DIR = $(abspath $(VENV))/inductor-$@
 level-x86-64-v2: export ATEN_CPU_CAPABILITY := default
 level-x86-64-v2: export ONEDNN_MAX_CPU_ISA := SSE41
 level-x86-64-v3: export ATEN_CPU_CAPABILITY := avx2

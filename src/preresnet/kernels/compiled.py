@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from preresnet.kernels import native
+
 ROW = 256  # entries of a row, see `rows`
 CHUNK = 32  # rows that one program sums; more chunks mean more parallel work
 MIN_CHUNK = 16  # below, the partial sums of all chunks would weigh as much as the input
@@ -243,7 +245,7 @@ def run(function: Callable[..., tuple[Tensor, ...]], like: Tensor, *args: Any) -
     from torch._dynamo.exc import TorchDynamoException  # here, because importing the compiler takes seconds
 
     kind = like.device.type
-    if kind in broken:
+    if kind in broken or (kind == "cpu" and not native.available()):  # which has been said, and has one cause
         return function(*args)
     constants = tuple(value for value in args if value is None or isinstance(value, bool | float))
     try:
