@@ -57,7 +57,7 @@ package: $(READY)  ## built, installed into a clean environment, used
 
 sanitize: $(READY)  ## the numerics with kernels that check every address and every undefined operation
 	CXX='g++ -g -fsanitize=address,undefined -fno-sanitize-recover=undefined' ASAN_OPTIONS=detect_leaks=0 \
-	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" $(BIN)/pytest $(NUMERICS)
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" $(BIN)/pytest --capture=sys $(NUMERICS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
