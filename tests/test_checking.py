@@ -255,6 +255,7 @@ def test_a_file_that_ends_its_reader_is_named_and_the_others_are_read(
     assert found.num_images == 16
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_bombs_pipes_and_loops_are_broken_files(photos: Path) -> None:
     ant = photos / "ant"
     Image.new("1", (30_000, 30_000)).save(ant / "bomb.png")  # a few kilobytes that unfold to 900 million pixels
@@ -300,6 +301,12 @@ def test_bad_input_is_answered_in_one_line(
 ) -> None:
     assert main(arguments) == 2
     assert words in capsys.readouterr().err
+
+
+def test_an_empty_folder_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty" / "cat").mkdir(parents=True)
+    assert main(["data", "check", str(tmp_path / "empty")]) == 2
+    assert "holds no file" in capsys.readouterr().err
 
 
 def test_a_list_is_read_as_people_write_it(tmp_path: Path) -> None:

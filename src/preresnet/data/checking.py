@@ -14,7 +14,8 @@ from PIL import Image
 
 from preresnet.data import copies
 from preresnet.data.scan import Scan, path_of, scan
-from preresnet.data.walk import normal
+from preresnet.data.walk import is_hidden, normal
+from preresnet.spec import UserError
 
 SPLITS = ("train", "val", "test")
 RARE = 1 / 4  # of the images that the median class has
@@ -108,13 +109,15 @@ def check(root: Path, report: Callable[[int, int], None] | None = None, workers:
         workers: processes that read; None: one for each core.
 
     Raises:
-        UserError: no such folder, or one that cannot be read.
+        UserError: no such folder, one that cannot be read, or one without files.
     """
     with scan(root, report, workers) as found:
         layout = _layout(root)
         num_files, num_images = found.index.execute(
             "SELECT count(*), count(*) FILTER (WHERE other = '' AND broken = '') FROM files"
         ).fetchone()
+        if not num_files:
+            raise UserError(f"{root} holds no file; give a folder with a folder of images for each class")
         counts = _counts(found, layout)
         classes: Counter[str] = Counter()
         for (_, name), count in counts.items():
@@ -156,7 +159,7 @@ def _counts(found: Scan, layout: tuple[str, ...]) -> Counter[tuple[str, str]]:
     counts: Counter[tuple[str, str]] = Counter()
     for split in layout or ("",):
         with os.scandir(found.root / split) as inside:
-            names = [entry.name for entry in inside if entry.is_dir() and not entry.name.startswith(".")]
+            names = [entry.name for entry in inside if entry.is_dir() and not is_hidden(entry.name)]
         counts.update({(split, normal(name)): 0 for name in names})
     rows = found.rows("SELECT folder, count(*) FROM files WHERE other = '' AND broken = '' GROUP BY folder")
     for folder, count in rows:
