@@ -68,7 +68,8 @@ def _hashes(scan: Scan, left_out: dict[int, int]) -> tuple[np.ndarray, np.ndarra
 
 
 def _candidates(hashes: np.ndarray) -> Iterator[np.ndarray]:
-    """Pairs of places whose hashes differ in few bits: (m, 2) at a time, some of them more than once."""
+    """Pairs of places whose hashes differ in few bits, each once: (m, 2) at a time."""
+    earlier: list[np.ndarray] = []
     for band in likeness.bands(hashes):
         order = np.lexsort((hashes, band))
         values = band[order]
@@ -77,8 +78,15 @@ def _candidates(hashes: np.ndarray) -> Iterator[np.ndarray]:
             here = np.flatnonzero(values[apart:] == values[:-apart])
             for start in range(0, len(here), BATCH):
                 part = here[start : start + BATCH]
-                pairs = np.stack([order[part], order[part + apart]], 1)
-                yield pairs[likeness.bits_apart(hashes[pairs[:, 0]], hashes[pairs[:, 1]]) <= likeness.MOST_BITS]
+                one, other = order[part], order[part + apart]
+                close = likeness.bits_apart(hashes[one], hashes[other]) <= likeness.MOST_BITS
+                one, other = one[close], other[close]
+                for before in earlier:
+                    new = before[one] != before[other]
+                    one, other = one[new], other[new]
+                yield np.stack([one, other], 1)
+        if largest <= CROWD:  # else it did not see all of its pairs
+            earlier.append(band)
 
 
 def _compare(scan: Scan, ids: np.ndarray, pairs: np.ndarray) -> np.ndarray:
