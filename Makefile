@@ -23,7 +23,7 @@ demo: $(READY)  ## train on the handwritten digits inside scikit-learn, then rep
 	$(BIN)/preresnet report $$out
 
 test: lint types docs  ## everything that CI checks
-	$(BIN)/pytest $(PARALLEL)
+	$(BIN)/pytest $(PARALLEL) --durations=10
 
 # Not part of `test`: other instructions than this machine's, no compiler, the lowest torch that pyproject.toml allows.
 test-portable: level-x86-64-v2 level-x86-64-v3 level-x86-64-v4 without-compiler lowest package
