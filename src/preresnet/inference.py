@@ -64,6 +64,29 @@ def _widest(spec: NetSpec, x: Tensor) -> int:
     return max(1, int(most * x.shape[2] * x.shape[3]))
 
 
+def class_maps(model: Network, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """What each place of an image contributes to the logit of a class: a class activation map.
+
+    It is exact for these networks, which end in an average over places and one linear layer: the mean of a map, plus
+    the classifier's bias, is the logit.
+
+    Source: Zhou et al., 2016, "Learning deep features for discriminative localization", Eq. 2.
+
+    Args:
+        model: in evaluation mode.
+        x: (n, in_channels, h, w).
+        labels: (n,) int64, a class for each image; None: the likeliest.
+
+    Returns:
+        Logits, (n, num_classes); maps, (n, h / s, w / s), s the product of all strides.
+    """
+    with torch.inference_mode():
+        features = model.forward_features(x)
+        output = model.head.classify(features)
+        weights = model.head.linear.weight[output.argmax(1) if labels is None else labels]
+        return output, torch.einsum("nchw,nc->nhw", features, weights)
+
+
 def logits(model: Network, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision) -> tuple[Tensor, Tensor]:
     """What a network in evaluation mode answers to every image.
 

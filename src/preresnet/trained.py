@@ -157,14 +157,65 @@ def predict(
                 broken[str(path)] = str(error)
         if readable:
             output = answer(normalisation(torch.stack(pixels).to(device)).permute(0, 3, 1, 2))
-            likeliest = output.float().softmax(1).topk(min(inference.TOP, len(trained.classes)), dim=1)
-            for path, values, labels in zip(readable, *(part.tolist() for part in likeliest), strict=True):
-                top = [
-                    {"class": trained.classes[label], "probability": value}
-                    for value, label in zip(values, labels, strict=True)
-                ]
-                answers.append({"image": str(path), "top": top})
+            for path, one in zip(readable, output, strict=True):
+                answers.append({"image": str(path), "top": _top(one, trained.classes)})
     return answers, broken
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One answer, and where in the image it comes from.
+
+    Args:
+        pixels: (h, w, channels) uint8, what the network saw.
+        contributions: (h / s, w / s) float32, what each place contributes to the logit (`inference.class_maps`).
+        bias: of the classifier; with the mean of ``contributions`` it is the logit.
+        name: of the class that is explained.
+        top: the likeliest classes, ``{"class", "probability"}`` each.
+    """
+
+    pixels: torch.Tensor
+    contributions: torch.Tensor
+    bias: float
+    name: str
+    top: list[dict[str, Any]]
+
+
+def explain(trained: Trained, path: Path, name: str | None = None, device: torch.device | None = None) -> Explained:
+    """Where in an image file an answer comes from, in float32.
+
+    Args:
+        trained: from `open_weights`.
+        path: the file.
+        name: of a class; None: the likeliest.
+        device: where to compute; None chooses.
+
+    Raises:
+        UserError: the file is no whole image, or there is no such class.
+    """
+    device = devices.choose("auto") if device is None else device
+    label = None if name is None else files.labels_by_name([name], trained.classes, "--class").to(device)
+    model = devices.place(trained.model, device)
+    pixels = _pixels(path, trained.data)
+    x = trained.normalisation.to(device)(pixels.unsqueeze(0).to(device)).permute(0, 3, 1, 2)
+    output, maps = inference.class_maps(model, x, label)
+    chosen = int(output.argmax(1) if label is None else label)
+    return Explained(
+        pixels,
+        maps[0].float().cpu(),
+        float(model.head.linear.bias[chosen].detach()),
+        trained.classes[chosen],
+        _top(output[0], trained.classes),
+    )
+
+
+def _top(output: torch.Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """The likeliest classes of one image: (num_classes,) logits -> ``{"class", "probability"}`` each."""
+    values, labels = output.float().softmax(0).topk(min(inference.TOP, len(classes)))
+    return [
+        {"class": classes[label], "probability": value}
+        for value, label in zip(values.tolist(), labels.tolist(), strict=True)
+    ]
 
 
 def _pixels(path: Path, data: DataSpec) -> torch.Tensor:

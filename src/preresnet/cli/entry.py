@@ -28,6 +28,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Measure a trained network: errors by class, confusion matrix, calibration.",
     ),
     "predict": ("runs", "Predict", "Say what a trained network sees in images: the five likeliest classes of each."),
+    "explain": (
+        "runs",
+        "Explain",
+        "Draw where in images a network's answers come from: class activation maps.",
+    ),
     "data check": ("data", "Check", "Find what is wrong with a folder of images: broken files, copies, rare classes."),
     "probe": (
         "probe",

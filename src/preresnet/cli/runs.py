@@ -177,10 +177,8 @@ class Predict:
         from preresnet import device as devices
         from preresnet import display, trained
 
-        if not self.images:
-            raise UserError("no image given; name one or more image files or folders after the run")
         found = trained.open_weights(self.run_or_weights)
-        paths, broken = self._files()
+        paths, broken = _image_files(self.images)
         answers, unreadable = trained.predict(found, paths, devices.choose(self.device), self.precision)
         broken |= unreadable
         if self.json:
@@ -191,24 +189,94 @@ class Predict:
             print(f"error: {message}", file=sys.stderr)
         return 2 if broken else 0
 
-    def _files(self) -> tuple[list[Path], dict[str, str]]:
-        """The files, and those of the folders, which are counted on the way; and what is wrong with a folder."""
-        from preresnet.data import files, walk
 
-        paths: list[Path] = []
-        broken: dict[str, str] = {}
-        for path in self.images:
-            if not os.path.isdir(path):
-                paths.append(path)
-                continue
+@dataclass(frozen=True)
+class Explain:
+    """Draw where in images a network's answers come from: class activation maps."""
+
+    run_or_weights: Annotated[Positional[Path], arg(metavar="RUN|WEIGHTS")]
+    """A run folder or a .safetensors file."""
+    images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE|FOLDER...")]
+    """Image files of any common format, and folders of which all images are meant, also in folders below."""
+    out: Path
+    """Folder for a picture of each image, named like it; created. No file in it is overwritten."""
+    class_: Annotated[str | None, arg(name="class", metavar="NAME")] = None
+    """Explain this class; by default the likeliest of each image."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    def run(self) -> int:
+        """Draw every readable image; the exit code is 2 if one could not be read."""
+        from preresnet import device as devices
+        from preresnet import trained
+        from preresnet.data import files
+        from preresnet.pictures import canvas, explained
+
+        found = trained.open_weights(self.run_or_weights)
+        if self.class_ is not None:
+            files.labels_by_name([self.class_], found.classes, "--class")
+        paths, broken = _image_files(self.images)
+        targets = _targets(paths, self.out)
+        device = devices.choose(self.device)
+        self.out.mkdir(parents=True, exist_ok=True)
+        for path, target in targets.items():
             try:
-                names, left_out = walk.find(path)
+                one = trained.explain(found, path, self.class_, device)
             except UserError as error:
                 broken[str(path)] = str(error)
                 continue
-            words = files.left_out_words(left_out)
-            print(f"{path}: {len(names):,} images{words}", file=sys.stderr)
-            if not names:
-                broken[str(path)] = f"{path} holds no image{words}"
-            paths += [path / name for name in names]
-        return paths, broken
+            pixels, contributions = one.pixels.numpy(), one.contributions.numpy()
+            canvas.save(explained.draw_explained(path.name, pixels, contributions, one.name, one.top), target, dpi=110)
+            print(f"picture  {target}: {one.top[0]['class']}, {100 * one.top[0]['probability']:.1f} %")
+        for message in broken.values():
+            print(f"error: {message}", file=sys.stderr)
+        return 2 if broken else 0
+
+
+def _targets(paths: list[Path], out: Path) -> dict[Path, Path]:
+    """A new file for the picture of each image.
+
+    Raises:
+        UserError: one is there already.
+    """
+    taken: set[str] = set()
+    found: dict[Path, Path] = {}
+    for path in dict.fromkeys(paths):
+        name, number = path.stem, 1
+        while (folded := name.casefold()) in taken:  # images of one name, from several folders
+            number += 1
+            name = f"{path.stem}-{number}"
+        taken.add(folded)
+        found[path] = out / f"{name}.png"
+    if there := next((target for target in found.values() if os.path.lexists(target)), None):
+        raise UserError(f"{there} is there already; give another --out, or remove it")
+    return found
+
+
+def _image_files(given: tuple[Path, ...]) -> tuple[list[Path], dict[str, str]]:
+    """The files, and those of the folders, which are counted on the way; and what is wrong with a folder.
+
+    Raises:
+        UserError: none is given.
+    """
+    from preresnet.data import files, walk
+
+    if not given:
+        raise UserError("no image given; name one or more image files or folders after the run")
+    paths: list[Path] = []
+    broken: dict[str, str] = {}
+    for path in given:
+        if not os.path.isdir(path):
+            paths.append(path)
+            continue
+        try:
+            names, left_out = walk.find(path)
+        except UserError as error:
+            broken[str(path)] = str(error)
+            continue
+        words = files.left_out_words(left_out)
+        print(f"{path}: {len(names):,} images{words}", file=sys.stderr)
+        if not names:
+            broken[str(path)] = f"{path} holds no image{words}"
+        paths += [path / name for name in names]
+    return paths, broken
