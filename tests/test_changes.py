@@ -16,11 +16,11 @@ from preresnet.paper.networks import network
 from preresnet.recipe import (
     DATA_SETS,
     SGD,
-    ImagesInFiles,
     ImagesInMemory,
     Milestones,
     Muon,
     OneCycle,
+    PaperPhotographs,
     Recipe,
 )
 from preresnet.study import plan, sweep
@@ -95,7 +95,7 @@ def test_a_short_run_keeps_every_milestone() -> None:
 
 def test_a_change_of_kind_carries_over_what_both_have(capsys: pytest.CaptureFixture[str]) -> None:
     found = read(CIFAR, "--data.name", "folder", "--data.no-flip", "--holdout", "5")
-    assert found.data == ImagesInFiles(
+    assert found.data == PaperPhotographs(
         name="folder", image_size=32, shorter_side=(37, 69), test_crops=(46, 32), test_sides=(46, 37), flip=False
     )
     said = capsys.readouterr().err
@@ -116,12 +116,12 @@ def test_a_change_of_kind_carries_over_what_both_have(capsys: pytest.CaptureFixt
 
 def test_crops_follow_the_size_of_images(capsys: pytest.CaptureFixture[str]) -> None:
     found = read(PHOTOS, "--data.image-size", "64").data
-    assert found == ImagesInFiles(
+    assert found == PaperPhotographs(
         name="imagenet", image_size=64, shorter_side=(73, 137), test_crops=(91, 64), test_sides=(91, 73)
     )
     assert capsys.readouterr().err.count("follows data.image_size=64") == 3
     larger = read(PHOTOS, "--data.image-size", "448", "--data.test-crops", "448", "--data.test-sides", "512").data
-    assert larger == ImagesInFiles(
+    assert larger == PaperPhotographs(
         name="imagenet", image_size=448, shorter_side=(512, 960), test_crops=(448,), test_sides=(512,)
     )
     quick = read("cifar10/resnet20-preact-quick", "--data.image-size", "16").data
@@ -395,7 +395,7 @@ def test_the_test_images_of_a_folder_are_not_needed_where_some_are_held_out(tmp_
         (tmp_path / "train" / name).mkdir(parents=True)
         for number in range(3):
             Image.new("RGB", (40, 40), (40 * number, 0, 0)).save(tmp_path / "train" / name / f"{number}.png")
-    spec = ImagesInFiles(name="folder", holdout=2)
+    spec = PaperPhotographs(name="folder", holdout=2)
     found = sets.load(spec, tmp_path)
     assert (len(found.train), len(found.evaluation), found.split) == (4, 2, "holdout")
     with pytest.raises(ValueError, match="val is not there"):

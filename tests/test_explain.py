@@ -14,10 +14,10 @@ from preresnet.cli import main
 from preresnet.data import streaming
 from preresnet.model import weights
 from preresnet.paper.networks import network
-from preresnet.recipe import ImagesInFiles, ImagesInMemory
+from preresnet.recipe import ImagesInMemory, PaperPhotographs
 from preresnet.spec import Dialect, UserError
 
-SPEC = ImagesInFiles(name="folder", image_size=64, shorter_side=(73, 137), test_crops=(91, 64), test_sides=(91, 73))
+SPEC = PaperPhotographs(name="folder", image_size=64, shorter_side=(73, 137), test_crops=(91, 64), test_sides=(91, 73))
 NAMES = ("ant [x]", "bee $1$", "cow")
 
 

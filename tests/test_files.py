@@ -21,7 +21,7 @@ from preresnet.data import crops, files, images, sets, streaming
 from preresnet.data.streaming import FileBatches
 from preresnet.paper.networks import network
 from preresnet.paper.studies import study
-from preresnet.recipe import DATA_SETS, ImagesInFiles, ImagesInMemory, Milestones, Recipe
+from preresnet.recipe import DATA_SETS, ImagesInMemory, Milestones, PaperPhotographs, Recipe
 from preresnet.spec import Dialect, UserError
 from preresnet.study import entries, manifest, plan
 from preresnet.study.plan import run_folder
@@ -30,7 +30,7 @@ from preresnet.train import trainer
 from preresnet.train.folder import Request
 
 NAMES = ("ant", "bee", "cow")
-SPEC = ImagesInFiles(
+SPEC = PaperPhotographs(
     name="folder",
     image_size=32,
     augment="scale",
@@ -511,7 +511,7 @@ def test_the_recipe_of_table_5() -> None:
     assert [recipe.schedule.at(step) for step in (0, 30 * epoch - 1)] == [0.1, 0.1]  # no warm-up
     assert recipe.schedule.at(30 * epoch) == pytest.approx(0.01)
     assert recipe.schedule.at(60 * epoch) == pytest.approx(0.001)
-    assert recipe.data == ImagesInFiles(
+    assert recipe.data == PaperPhotographs(
         name="imagenet", image_size=224, augment="scale", shorter_side=(256, 480), test_crops=(320, 224)
     )
     dagger = preresnet.recipe("imagenet/resnet200-preact-aspect")

@@ -17,10 +17,10 @@ from PIL import Image
 
 from preresnet.data import crops, files, images, streaming
 from preresnet.data.order import generator
-from preresnet.recipe import ImagesInFiles
+from preresnet.recipe import PaperPhotographs
 from preresnet.spec import UserError
 
-SPEC = ImagesInFiles(
+SPEC = PaperPhotographs(
     name="folder",
     image_size=224,
     augment="scale",

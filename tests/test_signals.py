@@ -23,7 +23,7 @@ from PIL import Image
 
 from preresnet import signals
 from preresnet.cli import main
-from preresnet.recipe import ImagesInFiles, Milestones, Recipe
+from preresnet.recipe import Milestones, PaperPhotographs, Recipe
 from preresnet.spec import to_json
 from preresnet.train import runlog
 
@@ -32,7 +32,7 @@ SIGNALS = [number for number in NUMBERS if signal.getsignal(number) is not signa
 
 RECIPE = Recipe(
     network="resnet8-preact",
-    data=ImagesInFiles(
+    data=PaperPhotographs(
         name="folder", image_size=16, augment="scale", shorter_side=(18, 24), test_crops=(16,), test_sides=(18,)
     ),
     schedule=Milestones(steps=20_000, lr=0.02, milestones=(), warmup_steps=0),

@@ -11,7 +11,7 @@ from dataclasses import MISSING, asdict, fields
 from typing import Any
 
 from preresnet.fields import UserError, field_types, from_json, member, members, nearest, tag_of, tags
-from preresnet.recipe import DATA_SETS, ImagesInFiles, ImagesInMemory, Milestones, Recipe
+from preresnet.recipe import DATA_SETS, ImagesInMemory, Milestones, PaperPhotographs, Recipe
 
 PARTS = {name: kind for name, kind in field_types(Recipe).items() if tag_of(kind)}
 # What keeps its proportion to a field, unless it is given too.
@@ -141,7 +141,7 @@ def _idle(made: Recipe, given: Collection[str]) -> list[str]:
             found.append(f"schedule.milestones: {_word(late)} never comes in schedule.steps={schedule.steps}")
     if schedule.warmup_steps >= schedule.steps and {"schedule.steps", "schedule.warmup_steps"} & set(given):
         found.append(f"schedule.warmup_steps={schedule.warmup_steps}: all of the {schedule.steps} steps are warm-up")
-    if isinstance(data, ImagesInFiles) and data.augment != "scale" and "data.shorter_side" in given:
+    if isinstance(data, PaperPhotographs) and data.augment != "scale" and "data.shorter_side" in given:
         found.append(f"data.shorter_side={_word(data.shorter_side)} is for data.augment=scale alone")
     return found
 

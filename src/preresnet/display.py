@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from preresnet.data.checking import Findings
     from preresnet.study.manifest import Manifest, Printed, RowEntry, Statistics
 
+SUSPECTS_SHOWN = 20
 EXAMPLES = 3  # of each kind of problem that are shown
 KINDS_OF_PROBLEMS = {
     "broken": "broken",
@@ -223,6 +224,20 @@ def findings(found: "Findings") -> None:
         out.print(f"alike    {one} and {other}: is this one class?")
     if not found.needs_a_person:
         out.print("nothing to look at")
+
+
+def suspects(found: dict[str, Any]) -> None:
+    """What `preresnet.study.suspects.find` found: the images whose labels another class suits better."""
+    doubted = [one for one in found["suspects"] if one["answer"] != one["label"]]
+    table = Table("image", "label", "looks like", "score")
+    for one in doubted[:SUSPECTS_SHOWN]:
+        table.add_row(one["file"], one["label"], one["answer"], f"{one['score']:.3f}")
+    if doubted:
+        terminal.show(table)
+    terminal.lines().print(
+        f"{found['num_images']:,} images, each judged by one of {found['folds']} networks that had not seen it; "
+        f"{len(doubted):,} answers differ from the label ({found['error_pct']:.1f} %)"
+    )
 
 
 def predicted(found: dict[str, Any]) -> None:

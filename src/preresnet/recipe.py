@@ -1,12 +1,14 @@
 """How a network is trained, as plain data: data set, optimiser, schedule, precision, evaluation."""
 
+import math
+import re
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
 from pydantic.dataclasses import dataclass
 
-from preresnet.fields import STRICT, require
+from preresnet.fields import STRICT, UserError, require
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -38,14 +40,16 @@ DATA_SETS: dict[str, DataSet] = {
     "cifar100": DataSet("cifar", classes=100, size=32, num_train=50_000, num_test=10_000),
     "imagenet": DataSet("files", classes=1_000, num_train=1_281_167, num_test=50_000),  # ILSVRC 2012
     "folder": DataSet("files"),
+    "images": DataSet("files"),
 }
+PHOTOGRAPHS = "images"  # what our own recipes for photographs call their data
 
 if TYPE_CHECKING:
     DataName = NameInMemory = NameOfFiles = str
 else:
     DataName = Literal[tuple(DATA_SETS)]
     NameInMemory = Literal[tuple(name for name, found in DATA_SETS.items() if found.size is not None)]
-    NameOfFiles = Literal[tuple(name for name, found in DATA_SETS.items() if found.size is None)]
+    NameOfFiles = Literal["imagenet", "folder"]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -84,23 +88,16 @@ class ImagesInMemory:
 
 @dataclass(frozen=True, config=STRICT)
 class ImagesInFiles:
-    """Photographs in train/CLASS/ and val/CLASS/, and how they are cropped.
+    """Photographs in files, and which crops of them are tested; how they are divided and augmented, each kind says.
 
     They are normalised with the numbers of ImageNet, a mean and a deviation a channel: the paper's mean image has one
     size, and the paper tests on larger crops than it trains on.
     """
 
-    name: NameOfFiles
-    """imagenet (1,000 classes) or folder (any). For sets in memory there are other options: see the help of a recipe
-    that has them."""
+    name: str
+    """Data set."""
     image_size: int = 224
     """Height and width of a training crop."""
-    augment: Literal["scale", "aspect"] = "scale"
-    """How a training crop is taken. scale: the shorter side at random in ``shorter_side``, then a random crop and
-    AlexNet's colour noise (paper, appendix); aspect: 8 to 100 % of the area at 3/4 to 4/3, then brightness, contrast,
-    saturation and colour noise (fb.resnet.torch; Table 5, dagger)."""
-    shorter_side: tuple[int, int] = (256, 480)
-    """Lowest and highest shorter side of augment=scale (2015 paper, Section 3.4)."""
     test_crops: tuple[int, ...] = (320, 224)
     """Sizes of the centre crops that are tested. The first gives the error; the others are measured at the last
     step."""
@@ -113,11 +110,6 @@ class ImagesInFiles:
 
     def __post_init__(self) -> None:
         _check_images(self.image_size, self.holdout)
-        low, high = self.shorter_side
-        require(
-            self.augment != "scale" or self.image_size <= low <= high,
-            f"shorter_side={self.shorter_side}; it must rise, and hold a crop of image_size={self.image_size}",
-        )
         require(
             bool(self.test_crops) and len(set(self.test_crops)) == len(self.test_crops) == len(self.test_sides),
             f"test_crops={self.test_crops}, test_sides={self.test_sides}; give one or more crops, and a side for each",
@@ -126,6 +118,85 @@ class ImagesInFiles:
             all(1 <= crop <= side for crop, side in zip(self.test_crops, self.test_sides, strict=True)),
             f"test_crops={self.test_crops} do not fit test_sides={self.test_sides}",
         )
+
+
+@dataclass(frozen=True, config=STRICT)
+class PaperPhotographs(ImagesInFiles):
+    """Photographs in train/CLASS/ and val/CLASS/, cropped as for ImageNet in the paper."""
+
+    name: NameOfFiles
+    """imagenet (1,000 classes) or folder (any). For sets in memory there are other options: see the help of a recipe
+    that has them."""
+    augment: Literal["scale", "aspect"] = "scale"
+    """How a training crop is taken. scale: the shorter side at random in ``shorter_side``, then a random crop and
+    AlexNet's colour noise (paper, appendix); aspect: 8 to 100 % of the area at 3/4 to 4/3, then brightness, contrast,
+    saturation and colour noise (fb.resnet.torch; Table 5, dagger)."""
+    shorter_side: tuple[int, int] = (256, 480)
+    """Lowest and highest shorter side of augment=scale (2015 paper, Section 3.4)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.shorter_side
+        require(
+            self.augment != "scale" or self.image_size <= low <= high,
+            f"shorter_side={self.shorter_side}; it must rise, and hold a crop of image_size={self.image_size}",
+        )
+
+
+@dataclass(frozen=True, config=STRICT)
+class Photographs(ImagesInFiles):
+    """Somebody's own photographs in CLASS/, or in train/CLASS/ and val/CLASS/. Not the paper's recipe."""
+
+    name: Literal["images"]
+    """images. Other data sets have other options: see the help of a recipe that has them."""
+    image_size: int = 128
+    """Height and width of a training crop."""
+    test_crops: tuple[int, ...] = (160,)
+    """Sizes of the centre crops that are tested. The first gives the error; the others are measured at the last
+    step."""
+    test_sides: tuple[int, ...] = (160,)
+    """For each test crop, the shorter side that images are resized to before it is cut."""
+    share: float = 0.2
+    """Without val/, the share of each class's images that are kept for validation. Copies stay on one side."""
+    split_seed: int = 0
+    """Another seed, another division."""
+    group_by: str = ""
+    """A regular expression on paths such as CLASS/film7-001.jpg. Images for which it finds the same text (of its
+    groups, where it has some) stay on one side: frames of a film, photographs of a patient."""
+    area: tuple[float, float] = (0.35, 1.0)
+    """Least and greatest share of an image's area that a training crop shows, at an aspect ratio of 3/4 to 4/3."""
+    policy: Literal["trivial", "none"] = "trivial"
+    """trivial: one change of colour or shape, of random strength, for each training crop (TrivialAugment)."""
+    erasing: float = 0.1
+    """Share of the training crops of which a rectangle is erased (Zhong et al., 2020)."""
+    mixed: float = 0.0
+    """Share of the batches whose images are mixed in pairs, with their labels: half by mixup, half by cutmix."""
+    mixup: float = 0.2
+    """How evenly mixup adds two images: alpha of its beta distribution (Zhang et al., 2018)."""
+    cutmix: float = 1.0
+    """How large a piece cutmix takes from another image: alpha of its beta distribution (Yun et al., 2019)."""
+    smoothing: float = 0.1
+    """Of the labels: the share that is spread over all classes (Szegedy et al., 2016)."""
+    balance: Literal["auto", "sampling", "weights", "none"] = "auto"
+    """What is done for rare classes. sampling: their images are seen more often; weights: they count more; each so that
+    a class counts as the square root of its images. auto: sampling where the largest class has more than twice as many
+    images as the smallest, none elsewhere; the run says which, and why."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.area
+        require(0 < low <= high <= 1, f"area={self.area}; it must rise, above 0 and at most 1")
+        require(0 < self.share < 1, f"share={self.share}; it must be above 0 and below 1")
+        require(self.split_seed >= 0, f"split_seed={self.split_seed}; it must be 0 or more")
+        for name in ("erasing", "mixed"):
+            require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)}; it must be between 0 and 1")
+        require(0 <= self.smoothing < 1, f"smoothing={self.smoothing}; it must be at least 0 and below 1")
+        for name in ("mixup", "cutmix"):
+            require(getattr(self, name) > 0, f"{name}={getattr(self, name)}; it must be above 0 (mixed=0 for neither)")
+        try:
+            re.compile(self.group_by)
+        except re.error as error:
+            raise UserError(f"group_by={self.group_by!r} is no regular expression ({error})") from None
 
 
 def _check_images(image_size: int, holdout: int) -> None:
@@ -200,7 +271,7 @@ class Milestones:
     warmup_lr: float = 0.01
     """Rate during the warm-up (appendix)."""
     shape: Literal["milestones"] = "milestones"
-    """milestones, or one_cycle, which has no milestones."""
+    """milestones, or one_cycle or cosine, which have no milestones."""
 
     def __post_init__(self) -> None:
         _check_schedule(self.steps, self.lr, self.warmup_steps)
@@ -229,7 +300,7 @@ class OneCycle:
     warmup_steps: int = 400
     """Steps that the rate rises for."""
     shape: Literal["one_cycle"] = "one_cycle"
-    """one_cycle, or milestones."""
+    """one_cycle, cosine or milestones."""
 
     def __post_init__(self) -> None:
         _check_schedule(self.steps, self.lr, self.warmup_steps)
@@ -239,6 +310,33 @@ class OneCycle:
         rise = (step + 1) / max(1, self.warmup_steps)
         fall = (self.steps - step) / max(1, self.steps - self.warmup_steps)
         return self.lr * min(1.0, rise, fall)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Cosine:
+    """A learning rate that rises linearly during the warm-up, then falls to 0 at the last step like a half cosine.
+
+    Source: Loshchilov and Hutter, 2017, without restarts. Not the paper's.
+    """
+
+    steps: int = 64_000
+    """Weight updates in all. Changed alone, the warm-up keeps its share."""
+    lr: float = 0.1
+    """Highest learning rate."""
+    warmup_steps: int = 400
+    """Steps that the rate rises for."""
+    shape: Literal["cosine"] = "cosine"
+    """cosine, one_cycle or milestones."""
+
+    def __post_init__(self) -> None:
+        _check_schedule(self.steps, self.lr, self.warmup_steps)
+
+    def at(self, step: int) -> float:
+        """The learning rate of update number ``step``, counted from 0."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.lr * (1 + math.cos(math.pi * min(1.0, done))) / 2
 
 
 def _check_schedule(steps: int, lr: float, warmup_steps: int) -> None:
@@ -269,14 +367,16 @@ def _upgraded(content: Any) -> Any:
 
 
 _EARLIER = pydantic.BeforeValidator(_upgraded)
-DataSpec = Annotated[ImagesInMemory | ImagesInFiles, pydantic.Field(discriminator="name"), _EARLIER]
+DataSpec = Annotated[ImagesInMemory | PaperPhotographs | Photographs, pydantic.Field(discriminator="name"), _EARLIER]
 Optim = Annotated[SGD | Muon, pydantic.Field(discriminator="kind"), _EARLIER]
-Schedule = Annotated[Milestones | OneCycle, pydantic.Field(discriminator="shape"), _EARLIER]
+Schedule = Annotated[Milestones | OneCycle | Cosine, pydantic.Field(discriminator="shape"), _EARLIER]
 
 
 def images_of(name: str) -> DataSpec:
-    """A data set as the paper prepares one of its kind."""
-    return ImagesInFiles(name=name) if DATA_SETS[name].size is None else ImagesInMemory(name=name)
+    """A data set as the paper prepares one of its kind; somebody's own photographs as our own recipes do."""
+    if name == PHOTOGRAPHS:
+        return Photographs(name="images")
+    return PaperPhotographs(name=name) if DATA_SETS[name].size is None else ImagesInMemory(name=name)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -303,10 +403,20 @@ class Recipe:
     """Updates between two evaluations; the last step is always evaluated."""
     save_every: int = 1_000
     """Updates between two checkpoints; the last step is always saved."""
+    average: float = 0.0
+    """Above 0: what is evaluated and kept is an exponential average of the weights, with norm statistics of its own; it
+    reaches back this share of the steps (its decay is 1 - 1 / (average * steps)). Not the paper's."""
+    freeze: str = ""
+    """Parts of the network that stay as they are, their norms too, as ``stem,stages.0``. For fine-tuning."""
+    stage_rate: float = 1.0
+    """Learning rate of a stage, as a share of the rate of what comes behind it (1: the same everywhere). The stem comes
+    before the first stage, the head has the full rate. For fine-tuning."""
 
     def __post_init__(self) -> None:
         for name in ("global_batch", "log_every", "eval_every", "save_every"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}; it must be 1 or more")
+        require(0 <= self.average < 1, f"average={self.average}; it must be at least 0 and below 1")
+        require(0 < self.stage_rate <= 1, f"stage_rate={self.stage_rate}; it must be above 0 and at most 1")
         if self.norm_batch is not None:
             require(
                 1 <= self.norm_batch <= self.global_batch and self.global_batch % self.norm_batch == 0,

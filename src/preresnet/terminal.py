@@ -1,5 +1,7 @@
 """How lines, tables and progress reach a terminal: names as they are, whatever brackets or colons they hold."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -38,3 +40,20 @@ def progress(first: str, last: str, out: Console) -> Progress:
     columns = TextColumn(first, markup=False), BarColumn(), TextColumn(last, markup=False)
     times = TimeElapsedColumn(), TimeRemainingColumn()
     return Progress(*columns, *times, console=out, disable=not out.is_terminal)
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error for things that are read one after the other; yields what is told how many of how many.
+
+    Args:
+        what: they are, in the plural.
+    """
+    with progress("reading", "{task.completed:,.0f} of {task.total:,.0f} " + what, console(stderr=True)) as bar:
+        task = bar.add_task("", total=None, start=False, visible=False)
+
+        def report(done: int, total: int) -> None:
+            bar.start_task(task)
+            bar.update(task, completed=done, total=total, visible=True)
+
+        yield report

@@ -15,7 +15,7 @@ from preresnet.data.augment import Normalisation
 from preresnet.data.sets import ImageSet
 from preresnet.model import weights
 from preresnet.model.network import Network
-from preresnet.recipe import DATA_SETS, DataSpec, ImagesInFiles, Precision
+from preresnet.recipe import DATA_SETS, PHOTOGRAPHS, DataSpec, ImagesInFiles, Precision
 from preresnet.spec import UserError, from_json, to_json
 
 PREDICT_BATCH = 64
@@ -82,14 +82,33 @@ def _class_names(kept: dict[str, str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def load_set(trained: Trained, data: DataSpec, root: Path | None, leave_out: Path | None = None) -> ImageSet:
+def load_set(
+    trained: Trained,
+    data: DataSpec,
+    root: Path | None,
+    leave_out: Path | None = None,
+    written: Path | None = None,
+    *,
+    train: bool = False,
+) -> ImageSet:
     """Images for a trained network, with its labels (`with_classes`); of ImageNet, any of the classes.
+
+    Args:
+        trained: the network.
+        data: which set.
+        root: as for `preresnet.data.sets.load`, like the two that follow.
+        leave_out: files that are not read.
+        written: files that its run has kept for evaluation.
+        train: whether training images are wanted too; without, there may be none.
 
     Raises:
         ValueError: as `preresnet.data.sets.load` and `with_classes`.
     """
-    named = replace(data, name="folder") if isinstance(data, ImagesInFiles) else data
-    return with_classes(sets.load(named, root, leave_out), trained.classes, root)
+    if not isinstance(data, ImagesInFiles):
+        return with_classes(sets.load(data, root), trained.classes, root)
+    named = data if data.name == PHOTOGRAPHS else replace(data, name="folder")
+    found = (sets.load if train else sets.load_tested)(named, root, leave_out, written)
+    return with_classes(found, trained.classes, root)
 
 
 def with_classes(data: ImageSet, classes: Sequence[str], place: Path | None, *, whole: bool = False) -> ImageSet:
@@ -220,8 +239,7 @@ def _top(output: torch.Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
 
 def _pixels(path: Path, data: DataSpec) -> torch.Tensor:
     if isinstance(data, ImagesInFiles):
-        side, crop = data.test_sides[0], data.test_crops[0]
-        return images.pixels(crops.centre(images.open_image(path, side), side, crop))
+        return crops.test_crop(path, data.test_sides[0], data.test_crops[0])
     known = DATA_SETS[data.name]
     assert known.size is not None
     return sets.pad(images.read(path, known.channels, known.size).unsqueeze(0), data.image_size)[0]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from preresnet.cli.options import shown
+from preresnet.cli.options import command_line, shown
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,7 @@ class Check:
 
         if self.list_out is not None:
             leaving_out.check_new(self.list_out)
-        console = terminal.console(stderr=True)
-        with terminal.progress("reading", "{task.completed:,.0f} of {task.total:,.0f} files", console) as bar:
-            task = bar.add_task("", total=None, start=False)
-
-            def report(done: int, total: int) -> None:
-                bar.start_task(task)
-                bar.update(task, completed=done, total=total)
-
+        with terminal.counting("files") as report:
             found = checking.check(self.folder, report, self.workers)
         if self.list_out is not None:
             leaving_out.write(self.list_out, found.leave_out)
@@ -56,3 +49,54 @@ class Check:
                 print(f"next     {shown('data', 'check', self.folder, '--list-out', 'leave-out.txt')}")
         sys.stdout.flush()
         return 1 if found.needs_a_person else 0
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """Find labels that are probably wrong: each image is judged by a network that has not seen it.
+
+    Images lie as for `preresnet data check`. The same command again continues where it was stopped.
+    """
+
+    folder: Annotated[Positional[Path], arg(metavar="DIR")]
+    """The folder."""
+    out: Path
+    """Folder for the networks and for suspects.json, which holds every image, the most suspicious first; created."""
+    folds: int = 5
+    """Networks; each is trained on all images but its fold. Copies are in one fold."""
+    minutes: float = 40.0
+    """For all of it, about: steps are timed on this machine first."""
+    recipe: str = "images/resnet18-preact"
+    """Of the networks, images/NETWORK; crops are 96 pixels wide at most."""
+    leave_out: Path | None = None
+    """List of image files that are not read, as `preresnet data check DIR --list-out FILE` writes it."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    workers: int | None = None
+    """Processes that read image files; by default one for each core but one."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+    def run(self) -> int:
+        """Judge all labels, and print the most suspicious."""
+        from preresnet import display
+        from preresnet.study import suspects
+
+        asked = suspects.Asked(
+            self.folder,
+            self.out,
+            self.folds,
+            self.minutes,
+            self.recipe,
+            self.leave_out,
+            self.device,
+            self.workers,
+            command_line(),
+        )
+        found = suspects.find(asked, lambda line: print(line, file=sys.stderr, flush=True))
+        if self.json:
+            print(json.dumps(found))
+        else:
+            display.suspects(found)
+            print(f"all      {self.out / suspects.SUSPECTS_FILE}")
+        return 0

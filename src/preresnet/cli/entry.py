@@ -34,6 +34,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Draw where in images a network's answers come from: class activation maps.",
     ),
     "data check": ("data", "Check", "Find what is wrong with a folder of images: broken files, copies, rare classes."),
+    "data suspects": (
+        "data",
+        "Suspects",
+        "Find labels that are probably wrong: each image is judged by a network that has not seen it.",
+    ),
     "probe": (
         "probe",
         "ProbeCommand",

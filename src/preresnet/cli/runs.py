@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from tyro.conf import AvoidSubcommands, Positional, arg
+from tyro.conf import AvoidSubcommands, Positional, Suppress, arg
 
 from preresnet.changes import changed, without_effect
 from preresnet.cli import options
@@ -36,6 +36,14 @@ class Train:
     CIFAR is downloaded."""
     leave_out: Path | None = None
     """List of image files that are not read, as `preresnet data check DIR --list-out FILE` writes it."""
+    weights: Path | None = None
+    """A run folder or a .safetensors file whose network this run starts from. Its classifier is replaced where the
+    classes differ."""
+    epochs: float | None = None
+    """Train so long that every image is seen so many times; the schedule keeps its shape. For photographs 100, unless
+    steps, epochs or minutes are given."""
+    minutes: float | None = None
+    """Train for about so many minutes, with all evaluations: steps are timed on this machine first."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     workers: int | None = None
@@ -53,6 +61,7 @@ class Train:
     """On a CUDA device, beyond PyTorch's own operations: compiled, fused passes; capture, whole steps as CUDA graphs;
     tensor-lr, the learning rate on the device, which capture needs."""
     recipe: AvoidSubcommands[Annotated[Recipe, arg(name="")]] = ANY_RECIPE
+    given: Suppress[tuple[str, ...]] = ()
 
     @classmethod
     def of(cls, arguments: list[str]) -> "Train":
@@ -72,13 +81,13 @@ class Train:
         final, said = changed(base, values)
         for line in said + options.too_small(final):
             options.note(line)
-        return replace(made, recipe=final)
+        return replace(made, recipe=final, given=tuple(given))
 
     def run(self) -> int:
         """Train, and print where the run and its results are."""
         from preresnet import display
         from preresnet.propagation import series
-        from preresnet.train import folder
+        from preresnet.train import folder, length
 
         chosen = self.recipe
         if self.holdout is not None:
@@ -89,6 +98,7 @@ class Train:
             seed=self.seed,
             data_root=self.data_root,
             leave_out=self.leave_out,
+            weights=self.weights,
             device=self.device,
             resume=self.resume,
             memory=self.memory,
@@ -97,6 +107,10 @@ class Train:
             name=self.name,
             command=command_line(),
         )
+        given = (*self.given, "data.holdout") if self.holdout is not None else self.given
+        request, said = length.fitted(request, length.Length(self.epochs, self.minutes), given)
+        for line in said:
+            options.note(line)
         result = series.train(request, self.probe_every)
         display.result(result)
         place = () if self.data_root is None else ("--data-root", self.data_root)
@@ -132,16 +146,18 @@ class Evaluate:
         from preresnet import device as devices
         from preresnet import display, inference, trained
         from preresnet.data.loaders import evaluations
-        from preresnet.train.folder import LEAVE_OUT_FILE
+        from preresnet.train.folder import LEAVE_OUT_FILE, VALIDATION_FILE
 
         found = trained.open_weights(self.run_or_weights)
         spec = found.data
-        if self.split == "holdout" and spec.holdout == 0:
+        left_out, kept = (_there(self.run_or_weights / name) for name in (LEAVE_OUT_FILE, VALIDATION_FILE))
+        if self.split == "holdout" and spec.holdout == 0 and kept is None:
             raise UserError(f"{self.run_or_weights} held out no images; use --split test")
-        spec_of_split = replace(spec, holdout=0) if self.split == "test" else spec
-        left_out = self.run_or_weights / LEAVE_OUT_FILE
-        listed = left_out if left_out.is_file() else None
-        data = trained.load_set(found, spec_of_split, self.data_root, listed)
+        test = self.split == "test"
+        spec_of_split = replace(spec, holdout=0) if test else spec
+        data = trained.load_set(found, spec_of_split, self.data_root, left_out, None if test else kept)
+        if data.note:
+            options.note(data.note)
         device = devices.choose(self.device)
         devices.place(found.model, device)
         passes = evaluations(data.evaluation.to(device), spec, found.normalisation.to(device))
@@ -155,6 +171,10 @@ class Evaluate:
         else:
             display.evaluation(report)
         return 0
+
+
+def _there(path: Path) -> Path | None:
+    return path if path.is_file() else None
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,11 @@ def groups(scan: Scan) -> dict[int, int]:
     these the first by name. Each of the others is like that one, not just like one that is like it.
     """
     leader = _exact(scan)
-    ids, hashes = _hashes(scan, leader)
     near: dict[int, int] = {}
     neighbours: dict[int, set[int]] = {}
-    for pairs in _candidates(hashes):
-        for a, b in ids[pairs[_compare(scan, ids, pairs) >= likeness.SAME]].tolist():
-            neighbours.setdefault(a, set()).add(b)
-            neighbours.setdefault(b, set()).add(a)
+    for a, b in _near(scan, leader):
+        neighbours.setdefault(a, set()).add(b)
+        neighbours.setdefault(b, set()).add(a)
     rank = _ranks(scan, neighbours)
     for one in sorted(neighbours, key=rank.__getitem__):  # the best first: what is like it is its copy
         if one not in near:
@@ -37,6 +35,20 @@ def groups(scan: Scan) -> dict[int, int]:
                     near.setdefault(other, one)
     followers = {copy: near.get(first, first) for copy, first in leader.items()}
     return followers | near
+
+
+def pairs(scan: Scan) -> Iterator[tuple[int, int]]:
+    """Pairs of images that are copies, by their numbers in the index; chains of them join all that belong together."""
+    leader = _exact(scan)
+    yield from leader.items()
+    yield from _near(scan, leader)
+
+
+def _near(scan: Scan, left_out: dict[int, int]) -> Iterator[tuple[int, int]]:
+    """Pairs of like pictures among all but those left out."""
+    ids, hashes = _hashes(scan, left_out)
+    for found in _candidates(hashes):
+        yield from ids[found[_compare(scan, ids, found) >= likeness.SAME]].tolist()
 
 
 def _exact(scan: Scan) -> dict[int, int]:

@@ -1,11 +1,14 @@
 """Crops of photographs: by chance and with changed colours for training, from the centre for tests."""
 
 import math
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from PIL import Image, ImageEnhance
 
-from preresnet.recipe import ImagesInFiles
+from preresnet.data import images
+from preresnet.recipe import PaperPhotographs
 
 # Principal components of the colours of ImageNet's training images, scaled to 0..1, for the noise of Krizhevsky et al.,
 # 2012, with its deviation of 0.1: fb.resnet.torch, datasets/imagenet.lua.
@@ -17,13 +20,33 @@ AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)  # fb.resnet.torch
 ASPECT_TRIES = 10
 
 
-def shorter_side(spec: ImagesInFiles, chance: torch.Generator) -> int | None:
+@dataclass(frozen=True)
+class PaperCrops:
+    """Training crops of image files as the paper, or fb.resnet.torch, takes them.
+
+    Args:
+        spec: says how.
+    """
+
+    spec: PaperPhotographs
+
+    def read(self, path: Path, chance: torch.Generator) -> torch.Tensor:
+        """One crop: (size, size, 3) uint8; the same chance gives the same crop.
+
+        Raises:
+            ValueError: the file is no whole image; it is named.
+        """
+        least = shorter_side(self.spec, chance.clone_state())  # `augmented` will draw the same
+        return images.pixels(augmented(images.open_image(path, least), self.spec, chance))
+
+
+def shorter_side(spec: PaperPhotographs, chance: torch.Generator) -> int | None:
     """The shorter side that `augmented` brings an image to, its first draw; None where it takes the image as it is."""
     low, high = spec.shorter_side
     return int(torch.randint(low, high + 1, (), generator=chance)) if spec.augment == "scale" else None
 
 
-def augmented(image: Image.Image, spec: ImagesInFiles, chance: torch.Generator) -> Image.Image:
+def augmented(image: Image.Image, spec: PaperPhotographs, chance: torch.Generator) -> Image.Image:
     """A training crop of ``spec.image_size``, perhaps mirrored, with its colours changed.
 
     Paper: appendix, with Section 3.4 of the 2015 paper (``scale``); fb.resnet.torch (``aspect``).
@@ -52,19 +75,39 @@ def augmented(image: Image.Image, spec: ImagesInFiles, chance: torch.Generator) 
     return image.point(table)
 
 
+def test_crop(path: Path, side: int, crop: int) -> torch.Tensor:
+    """The centre crop of a file, the same wherever a network answers for it: (crop, crop, 3) uint8.
+
+    Args:
+        path: of the file.
+        side: that its shorter side is brought to first.
+        crop: height and width.
+
+    Raises:
+        ValueError: the file is no whole image; it is named.
+    """
+    return images.pixels(centre(images.open_image(path, side), side, crop))
+
+
 def _aspect_crop(image: Image.Image, size: int, chance: torch.Generator) -> Image.Image:
     """A part of random area and aspect ratio; where none fits in several tries, the centre of the whole."""
-    width, height = image.size
+    box = aspect_box(*image.size, AREA, chance)
+    return centre(image, size, size) if box is None else image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+
+
+def aspect_box(
+    width: int, height: int, areas: tuple[float, float], chance: torch.Generator
+) -> tuple[int, int, int, int] | None:
+    """Corners (left, top, right, bottom) of a part of random area and aspect ratio; None where none fits."""
     for _ in range(ASPECT_TRIES):
-        area = width * height * _uniform(*AREA, chance)
+        area = width * height * _uniform(*areas, chance)
         ratio = math.exp(_uniform(math.log(ASPECT[0]), math.log(ASPECT[1]), chance))
         wide, high = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < wide <= width and 0 < high <= height:
             left = int(torch.randint(0, width - wide + 1, (), generator=chance))
             top = int(torch.randint(0, height - high + 1, (), generator=chance))
-            box = (left, top, left + wide, top + high)
-            return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    return centre(image, size, size)
+            return left, top, left + wide, top + high
+    return None
 
 
 def _uniform(low: float, high: float, chance: torch.Generator) -> float:

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from preresnet.data.walk import entries, find, kind_of, normal
-from preresnet.recipe import DATA_SETS
+from preresnet.recipe import DATA_SETS, PHOTOGRAPHS
 from preresnet.spec import UserError
 
 LAYOUT = "--data-root takes a folder with train/CLASS/ and val/CLASS/, full of image files"
+OWN_LAYOUT = (
+    "--data-root takes a folder with a folder of image files for each class, or with train/CLASS/ and val/CLASS/"
+)
 KINDS_SHOWN = 8
 LISTED = "on the list"  # what files are called that --leave-out names
 
@@ -52,9 +55,14 @@ class ImageFiles:
         """Of one file."""
         return self.root / os.fsdecode(self.names[index])
 
+    def listed(self, start: Path) -> list[str]:
+        """Paths of all files from a folder on that lies above, with slashes, as lists of files hold them."""
+        inside = os.path.relpath(self.root, start)
+        return [slashed(os.path.normpath(os.path.join(inside, os.fsdecode(name)))) for name in self.names]
+
 
 def read(
-    name: str, root: Path | None, *, test: bool = True, leave_out: Collection[str] = ()
+    name: str, root: Path | None, *, train: bool = True, test: bool = True, leave_out: Collection[str] = ()
 ) -> tuple[tuple[str, ...], ImageFiles, ImageFiles]:
     """Classes, training images and test images of a set: all below ``root/train/CLASS`` and ``root/val/CLASS``.
 
@@ -64,25 +72,30 @@ def read(
     Args:
         name: ``imagenet`` (1,000 classes), or ``folder``.
         root: folder with both.
+        train: whether training images are wanted; if not, the classes are those in ``val``.
         test: whether test images are wanted; if not, ``val`` need not be there and the last part is empty.
         leave_out: files that are not read, by their paths from ``root`` on (`preresnet.data.leaving_out`).
 
     Raises:
         ValueError: a folder or a class is missing, or one holds no image; it is named.
     """
+    if not train and root is not None:
+        found = _folders(root, "val")
+        return found, split(root, "val", (), leave_out), split(root, "val", found, leave_out)
     found = classes(name, root)
     assert root is not None
-    places = _alike(root, found) if test else ()
-    train = _split(root / "train", found, leave_out)
-    return found, train, _split(root / "val", places, leave_out)
+    places = matching(root, found) if test else ()
+    return found, split(root, "train", found, leave_out), split(root, "val", places, leave_out)
 
 
 def classes(name: str, root: Path | None) -> tuple[str, ...]:
-    """Names of the classes of a set: the folders in ``train``, sorted.
+    """Names of the classes of a set: the folders in ``train``, sorted; of one's own set perhaps those right in it.
 
     Raises:
         ValueError: no such folder, no class in it, or another number than the set has.
     """
+    if name == PHOTOGRAPHS:
+        return _folders(*training_place(root), OWN_LAYOUT)
     if root is None:
         raise UserError(f"{name} is not downloaded; give the folder that holds train/ and val/ as --data-root")
     found = _folders(root, "train")
@@ -93,14 +106,25 @@ def classes(name: str, root: Path | None) -> tuple[str, ...]:
     return found
 
 
-def _folders(root: Path, split: str) -> tuple[str, ...]:
+def training_place(root: Path | None) -> tuple[Path, str]:
+    """A folder of one's own images, and the part of it with those to train on: ``train``, or all of it.
+
+    Raises:
+        ValueError: no folder is given.
+    """
+    if root is None:
+        raise UserError(f"no images given; {OWN_LAYOUT}")
+    return root, "train" if (root / "train").is_dir() or (root / "val").is_dir() else ""
+
+
+def _folders(root: Path, split: str, layout: str = LAYOUT) -> tuple[str, ...]:
     """Names of the folders of classes in ``root/split``, sorted.
 
     Raises:
         ValueError: there are none; says what is there instead.
     """
     if not os.path.isdir(root):
-        raise UserError(f"{root} is {'a file' if os.path.exists(root) else 'not there'}; {LAYOUT}")
+        raise UserError(f"{root} is {'a file' if os.path.exists(root) else 'not there'}; {layout}")
     place = root / split
     if not os.path.isdir(place):
         found, loose = _inside(root)
@@ -108,12 +132,12 @@ def _folders(root: Path, split: str) -> tuple[str, ...]:
         divide = (
             ", so divide the images of each class between them" if found and not {"train", "val"} & {*found} else ""
         )
-        raise UserError(f"{place} is not there: {there}; {LAYOUT}{divide}")
+        raise UserError(f"{place} is not there: {there}; {layout}{divide}")
     found, loose = _inside(place)
     if not found:
         raise UserError(
             f"{place} has no folder in it{_and_images(loose)}; put the images of each class into one, named like the "
-            f"class: {LAYOUT}"
+            f"class: {layout}"
         )
     alike = Counter(map(normal, found))
     if len(alike) < len(found):
@@ -141,7 +165,7 @@ def _list(names: Sequence[str], none: str, most: int = 5) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "") if names else none
 
 
-def _alike(root: Path, expected: tuple[str, ...]) -> tuple[str, ...]:
+def matching(root: Path, expected: tuple[str, ...]) -> tuple[str, ...]:
     """The folders in ``val`` that belong to the classes, in their order; refused where one has no counterpart."""
     found = _folders(root, "val")
     by_name = {normal(name): name for name in found}
@@ -155,7 +179,19 @@ def _alike(root: Path, expected: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(by_name[name] for name in wanted)
 
 
-def _split(place: Path, folders: tuple[str, ...], leave_out: Collection[str]) -> ImageFiles:
+def split(root: Path, part: str, folders: tuple[str, ...], leave_out: Collection[str] = ()) -> ImageFiles:
+    """The images of some folders of classes in a part of a set, labelled by the place of their folder among them.
+
+    Args:
+        root: folder of the set.
+        part: ``train``, ``val``, or empty for all of it.
+        folders: names, by label.
+        leave_out: files that are not read, by their paths from ``root`` on.
+
+    Raises:
+        ValueError: one holds no image; it is named.
+    """
+    place = root / part
     names: list[bytes] = []
     labels: list[int] = []
     left_out: Counter[str] = Counter()
@@ -166,13 +202,13 @@ def _split(place: Path, folders: tuple[str, ...], leave_out: Collection[str]) ->
     for label, folder in enumerate(folders):
         found, others = find(place / folder)
         if leave_out:
-            kept = [name for name in found if _path(place, folder, name) not in leave_out]
+            kept = [name for name in found if slashed(os.path.join(part, folder, name)) not in leave_out]
             others[LISTED] += len(found) - len(kept)
             found = kept
         if not found:
             raise UserError(
-                f"{place / folder} holds no image{left_out_words(others)}; add some, or remove the folder from train/ "
-                "and val/"
+                f"{place / folder} holds no image{left_out_words(others)}; add some, or remove the folder"
+                + (" from train/ and val/" if part else "")
             )
         names += [os.fsencode(f"{folder}/{name}") for name in found]
         labels += [label] * len(found)
@@ -180,9 +216,9 @@ def _split(place: Path, folders: tuple[str, ...], leave_out: Collection[str]) ->
     return ImageFiles(place, np.array(names, dtype=np.bytes_), torch.tensor(labels, dtype=torch.int64), left_out)
 
 
-def _path(place: Path, folder: str, name: str) -> str:
-    """From the folder that holds the splits on, with slashes."""
-    return f"{place.name}/{folder}/{name}".replace(os.sep, "/")
+def slashed(path: str) -> str:
+    """A path with slashes on every system, as lists of files hold it."""
+    return path.replace(os.sep, "/")
 
 
 def labels_by_name(found: Sequence[str], known: Sequence[str], place: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,10 @@ _TURNED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+SIDEWAYS = (5, 6, 7, 8)
+DRAFTS = ("JPEG", "MPO")  # what can be decoded at a fraction of its size
 
 
 @cache
@@ -67,8 +72,16 @@ class Stored:
     orientation: int
     animated: bool
 
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Width and height once it is upright."""
+        return (self.height, self.width) if self.orientation in SIDEWAYS else (self.width, self.height)
 
-def open_image(path: Path, least: int | None = None, mode: str = "RGB") -> Image.Image:
+
+Least = int | Callable[[int, int], int] | None
+
+
+def open_image(path: Path, least: Least = None, mode: str = "RGB") -> Image.Image:
     """One image, whole and upright; of several in a file, the first.
 
     16 bits a channel become the upper 8 of them. Colours are kept and an alpha channel is left out, as torchvision's
@@ -76,8 +89,9 @@ def open_image(path: Path, least: int | None = None, mode: str = "RGB") -> Image
 
     Args:
         path: of the file.
-        least: the shorter side that is needed: JPEG files are decoded at a fraction of their size that still has it,
-            which saves most of the time that large photographs take. None decodes them as they are.
+        least: the shorter side that is needed, or what gives it for the upright image's width and height: JPEG files
+            are decoded at a fraction of their size that still has it, which saves most of the time that large
+            photographs take. None decodes them as they are.
         mode: ``RGB``, or ``L`` for grey.
 
     Raises:
@@ -86,7 +100,7 @@ def open_image(path: Path, least: int | None = None, mode: str = "RGB") -> Image
     return inspect(path, least, mode)[0]
 
 
-def inspect(path: Path, least: int | None = None, mode: str = "RGB") -> tuple[Image.Image, Stored]:
+def inspect(path: Path, least: Least = None, mode: str = "RGB") -> tuple[Image.Image, Stored]:
     """As `open_image`, and how the image lies in its file."""
     try:
         status = os.stat(path)
@@ -97,6 +111,9 @@ def inspect(path: Path, least: int | None = None, mode: str = "RGB") -> tuple[Im
         with Image.open(path, formats=_formats()) as opened:
             stored, size = opened.mode, opened.size
             animated = bool(getattr(opened, "is_animated", False))
+            if callable(least):  # EXIF of a JPEG file is read before its pixels, that of a PNG file perhaps behind them
+                turn = -1 if _orientation(opened) in SIDEWAYS else 1
+                least = least(*size[::turn]) if opened.format in DRAFTS else None
             if least is not None:
                 opened.draft(None, (least, least))
             opened.load()

@@ -28,10 +28,14 @@ def check_new(path: Path) -> None:
 
 
 def write(path: Path, files: Mapping[str, str]) -> None:
-    """Write a list: paths, and why each is left out."""
-    lines = [f"{_written(file)}\t{' '.join(why.split())}\n" for file, why in files.items()]
+    """Write a list to a new file: paths, and why each is left out."""
     with open(path, "x", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(HEAD + "".join(lines))
+        file.write(text(files))
+
+
+def text(files: Mapping[str, str], head: str = HEAD) -> str:
+    """A list as text: its first lines, then paths and what is said of each."""
+    return head + "".join(f"{_written(file)}\t{' '.join(said.split())}\n" for file, said in files.items())
 
 
 def _written(file: str) -> str:

@@ -1,6 +1,6 @@
 """The batch of a training step, and one pass through a whole set, for images in memory or in files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -9,18 +9,25 @@ from torch import Tensor
 
 from preresnet.data import augment, streaming
 from preresnet.data.augment import Normalisation, crop_and_mirror, random_choices
+from preresnet.data.balance import choose
+from preresnet.data.crops import PaperCrops
 from preresnet.data.files import ImageFiles
 from preresnet.data.order import ImageOrder, generator
 from preresnet.data.sets import Images
 from preresnet.data.streaming import FileBatches
-from preresnet.recipe import DataSpec, ImagesInFiles, ImagesInMemory
+from preresnet.recipe import DataSpec, ImagesInFiles, ImagesInMemory, Photographs
 
 
 class Batches(Protocol):
     """Augmented batches as a pure function of the step."""
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """(batch, c, h, w) float32 in channels_last, and (batch,) int64 labels, on the device that trains."""
+        """A batch on the device that trains.
+
+        Returns:
+            (batch, c, h, w) float32 in channels_last; (batch,) int64 labels, or (batch, num_classes) float32, how much
+            of each class an image is.
+        """
         ...
 
 
@@ -76,13 +83,33 @@ def training_batches(
     seed: int,
     small_steps: int = 0,
     workers: int | None = None,
+    classes: Sequence[str] = (),
 ) -> Batches:
-    """What training sees, for images in memory or in files; ``workers`` are processes that read files."""
-    if isinstance(images, ImageFiles):
-        assert isinstance(spec, ImagesInFiles)
-        return FileBatches(images, spec, normalisation, batch, seed, workers)
-    assert isinstance(spec, ImagesInMemory)
-    return TrainingBatches(images, spec, normalisation, batch, seed, small_steps)
+    """What training sees, for images in memory or in files.
+
+    Args:
+        images: training images.
+        spec: augmentation.
+        normalisation: on the device that trains.
+        batch: images a step.
+        seed: of the run.
+        small_steps: how many first steps get small images, of those in memory.
+        workers: processes that read files.
+        classes: names by label; `Photographs` needs them.
+    """
+    if isinstance(spec, ImagesInMemory):
+        assert isinstance(images, Images)
+        return TrainingBatches(images, spec, normalisation, batch, seed, small_steps)
+    assert isinstance(images, ImageFiles)
+    if not isinstance(spec, Photographs):
+        order = ImageOrder(len(images), batch, seed)
+        return FileBatches(images, PaperCrops(spec), normalisation, order, workers)
+    from preresnet.data.photographs import Crops, Mixing  # torchvision takes a second to import
+
+    balance = choose(spec, images.labels, classes)
+    order = ImageOrder(len(images), batch, seed, balance.repeats)
+    mixing = Mixing(spec, len(classes), seed, balance.weights)
+    return FileBatches(images, Crops(spec), normalisation, order, workers, mixing)
 
 
 def fit(images: Images | ImageFiles, spec: DataSpec) -> Normalisation:
@@ -108,6 +135,17 @@ def fixed_batch(
     else:
         passes = evaluation_batches(images.take(chosen.to(images.pixels.device)), normalisation, batch=count)
     return next(passes)
+
+
+def plain_batches(
+    images: Images | ImageFiles, spec: DataSpec, normalisation: Normalisation, count: int, workers: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """So many training images as they are tested, always the same, spread over the set."""
+    count = min(count, len(images))
+    chosen = torch.arange(count) * len(images) // count
+    if isinstance(images, Images):
+        chosen = chosen.to(images.pixels.device)
+    return next(iter(evaluations(images.take(chosen), spec, normalisation, workers).values()))
 
 
 def evaluation_batches(

@@ -19,6 +19,7 @@ from filelock import FileLock
 from preresnet.data import reading, walk
 from preresnet.data.reading import Facts
 from preresnet.spec import UserError
+from preresnet.terminal import counting
 
 VERSION = "1"  # of what is computed of a file: another one makes the index anew
 KEEP_EVERY = 2_000  # files between two commits, so that what a scan broken off has done is kept
@@ -85,6 +86,21 @@ def scan(root: Path, report: Callable[[int, int], None] | None = None, workers: 
         with suppress(sqlite3.Error):
             index.commit()
         index.close()
+
+
+def median_side(root: Path) -> int:
+    """The median of the shorter sides of all images below a folder, in pixels.
+
+    Raises:
+        UserError: no such folder, or no image in it.
+    """
+    with counting("files") as report, scan(root, report) as found:
+        where = "FROM files WHERE other = '' AND broken = ''"
+        count = found.index.execute(f"SELECT count(*) {where}").fetchone()[0]
+        if not count:
+            raise UserError(f"{root} holds no image; give a folder with a folder of images for each class")
+        middle = f"SELECT min(width, height) {where} ORDER BY 1 LIMIT 1 OFFSET ?"
+        return found.index.execute(middle, (count // 2,)).fetchone()[0]
 
 
 def _compare(index: sqlite3.Connection, root: Path) -> int:

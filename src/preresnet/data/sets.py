@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from preresnet.data import files, leaving_out
+from preresnet.data import division, files, leaving_out
 from preresnet.data.files import ImageFiles
-from preresnet.recipe import DATA_SETS, DataSpec, ImagesInFiles
+from preresnet.recipe import DATA_SETS, DataSpec, ImagesInFiles, PaperPhotographs, Photographs
 from preresnet.spec import UserError
 
 HOLDOUT_SEED = 2016  # one split for all runs, so that their held-out errors can be compared
@@ -49,12 +49,14 @@ class ImageSet:
         train: images to train on.
         evaluation: images that errors are measured on.
         split: what ``evaluation`` is: ``test``, or ``holdout`` for held-out training images.
+        note: what a user should know of it.
     """
 
     classes: tuple[str, ...]
     train: Images | ImageFiles
     evaluation: Images | ImageFiles
     split: str
+    note: str = ""
 
     @property
     def num_listed(self) -> int:
@@ -85,7 +87,7 @@ def shape(spec: DataSpec, root: Path | None) -> tuple[int, int]:
     return known.classes or len(files.classes(spec.name, root)), known.channels
 
 
-def load(spec: DataSpec, root: Path | None, leave_out: Path | None = None) -> ImageSet:
+def load(spec: DataSpec, root: Path | None, leave_out: Path | None = None, written: Path | None = None) -> ImageSet:
     """Read a data set, padded to ``spec.image_size``, with ``spec.holdout`` applied; of image files, their names.
 
     Args:
@@ -93,6 +95,7 @@ def load(spec: DataSpec, root: Path | None, leave_out: Path | None = None) -> Im
         root: folder that holds the official files, or train/ and val/; None downloads them (CIFAR; digits need no
             file).
         leave_out: a list of image files that are not read (`preresnet.data.leaving_out`).
+        written: a list of those kept for evaluation, as a run of `Photographs` without ``val/`` wrote it down.
 
     Raises:
         ValueError: a file is missing, truncated or altered (it is named); the images are larger than the network's
@@ -100,8 +103,11 @@ def load(spec: DataSpec, root: Path | None, leave_out: Path | None = None) -> Im
     """
     training: Images | ImageFiles
     testing: Images | ImageFiles
+    listed = leaving_out.read(leave_out) if leave_out else frozenset()
+    if isinstance(spec, Photographs):
+        kept = leaving_out.read(written) if written else None
+        return ImageSet(*division.read(spec, root, listed, kept))
     if isinstance(spec, ImagesInFiles):
-        listed = leaving_out.read(leave_out) if leave_out else frozenset()
         classes, training, testing = files.read(spec.name, root, test=spec.holdout == 0, leave_out=listed)
     else:
         reader = importlib.import_module(f"preresnet.data.{DATA_SETS[spec.name].reader}")
@@ -114,6 +120,21 @@ def load(spec: DataSpec, root: Path | None, leave_out: Path | None = None) -> Im
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(HOLDOUT_SEED))
     kept, held = order[spec.holdout :], order[: spec.holdout]
     return ImageSet(classes, training.take(kept), training.take(held), "holdout")
+
+
+def load_tested(
+    spec: PaperPhotographs | Photographs, root: Path | None, leave_out: Path | None = None, written: Path | None = None
+) -> ImageSet:
+    """As `load`, for a network that is trained: ``train/`` need not be there, unless its images are evaluated."""
+    listed = leaving_out.read(leave_out) if leave_out else frozenset()
+    if isinstance(spec, Photographs):
+        kept = leaving_out.read(written) if written else None
+        classes, tested, split, note = division.evaluated(spec, root, listed, kept)
+        return ImageSet(classes, tested.take(torch.arange(0)), tested, split, note)
+    if spec.holdout:
+        return load(spec, root, leave_out)
+    classes, train, tested = files.read(spec.name, root, train=False, leave_out=listed)
+    return ImageSet(classes, train, tested, "test")
 
 
 def pad(pixels: Tensor, size: int) -> Tensor:

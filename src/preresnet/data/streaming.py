@@ -6,23 +6,23 @@ replayed, and the number of workers changes nothing.
 """
 
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from preresnet import signals
-from preresnet.data import images
 from preresnet.data.augment import Normalisation
-from preresnet.data.crops import augmented, centre, shorter_side
+from preresnet.data.crops import test_crop
 from preresnet.data.files import ImageFiles
 from preresnet.data.order import ImageOrder, generator
-from preresnet.recipe import ImagesInFiles
 from preresnet.spec import UserError
 
 MOST_WORKERS = 16
@@ -36,43 +36,31 @@ def normalisation() -> Normalisation:
     return Normalisation(torch.tensor(MEAN).view(1, 1, 3), torch.tensor(STD))
 
 
+class Crops(Protocol):
+    """How a training crop is taken of a file."""
+
+    def read(self, path: Path, chance: torch.Generator) -> Tensor:
+        """(size, size, 3) uint8, a function of the file and of the chance."""
+        ...
+
+
 @dataclass(frozen=True)
 class _Training(Dataset[Any]):
     """One augmented image, by its index, step and place in the batch."""
 
     files: ImageFiles
-    spec: ImagesInFiles
+    crops: Crops
     batch: int
     seed: int
 
-    def __getitem__(self, key: tuple[int, int, int]) -> tuple[np.ndarray, int] | str:
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int] | str:
         index, step, place = key
         chance = generator(self.seed, "augment", step * self.batch + place)
-        least = shorter_side(self.spec, chance.clone_state())  # `augmented` will draw the same
         try:
-            image = images.open_image(self.files.path(index), least)
+            pixels = self.crops.read(self.files.path(index), chance)
         except ValueError as error:
             return str(error)
-        return np.asarray(augmented(image, self.spec, chance)), int(self.files.labels[index])
-
-
-@dataclass(frozen=True)
-class _Test(Dataset[Any]):
-    """One centre crop, by its index."""
-
-    files: ImageFiles
-    side: int
-    crop: int
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int] | str:
-        try:
-            image = images.open_image(self.files.path(index), self.side)
-        except ValueError as error:
-            return str(error)
-        return np.asarray(centre(image, self.side, self.crop)), int(self.files.labels[index])
+        return pixels, int(self.files.labels[index])
 
 
 def _collate(items: list[Any]) -> tuple[Tensor, Tensor] | str:
@@ -81,12 +69,12 @@ def _collate(items: list[Any]) -> tuple[Tensor, Tensor] | str:
     if broken is not None:
         return broken
     pixels, labels = zip(*items, strict=True)
-    return torch.from_numpy(np.stack(pixels)), torch.tensor(labels)
+    return torch.stack(pixels), torch.tensor(labels)
 
 
 def _unbroken(found: tuple[Tensor, Tensor] | str) -> tuple[Tensor, Tensor]:
     if isinstance(found, str):
-        raise UserError(f"{found}. Replace the file, or take it away")
+        raise _broken(found)
     return found
 
 
@@ -118,31 +106,32 @@ class FileBatches:
 
     Args:
         files: training images.
-        spec: augmentation.
+        crops: how they are cropped and changed.
         normalisation: on the device that trains.
-        batch: images a step.
-        seed: of the run.
+        order: which images make up a batch.
         workers: processes that read; None chooses, 0 reads in this process.
+        mixing: what is done with a whole batch of a step.
     """
 
     def __init__(
         self,
         files: ImageFiles,
-        spec: ImagesInFiles,
+        crops: Crops,
         normalisation: Normalisation,
-        batch: int,
-        seed: int,
+        order: ImageOrder,
         workers: int | None = None,
+        mixing: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
-        self.dataset = _Training(files, spec, batch, seed)
-        self.order = ImageOrder(len(files), batch, seed)
+        self.dataset = _Training(files, crops, order.batch, order.seed)
+        self.order = order
+        self.mixing = mixing
         self.normalisation = normalisation
         self.workers = num_workers(workers)
         self._ahead: Iterator[tuple[Tensor, Tensor] | str] = iter(())
         self._next = -1
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """The batch of a step: (batch, 3, size, size) float32 in channels_last; (batch,) int64.
+        """The batch of a step: (batch, 3, size, size) float32 in channels_last; (batch,) int64, or what mixing makes.
 
         Raises:
             ValueError: a file is not a whole image; it is named.
@@ -152,7 +141,8 @@ class FileBatches:
             self._ahead = _loading(self.dataset, self.workers, batch_sampler=keys)
         pixels, labels = _unbroken(next(self._ahead))
         self._next = step + 1
-        return _on_device(pixels, labels, self.normalisation)
+        x, y = _on_device(pixels, labels, self.normalisation)
+        return (x, y) if self.mixing is None else self.mixing(step, x, y)
 
 
 @dataclass(frozen=True)
@@ -185,8 +175,34 @@ def centre_batches(
     Raises:
         ValueError: a file is not a whole image; it is named.
     """
-    for found in _loading(_Test(files, side, crop), num_workers(workers), batch_size=batch):
-        yield _on_device(*_unbroken(found), normalisation)
+    # Threads do, and start at once: decoding and resizing release Python's lock.
+    starts, ahead = iter(range(0, len(files), batch)), deque[list[Future[Tensor]]]()
+    pool = ThreadPoolExecutor(num_workers(workers) or 1)
+
+    def submit() -> None:
+        if (start := next(starts, None)) is not None:
+            paths = (files.path(index) for index in range(start, min(start + batch, len(files))))
+            ahead.append([pool.submit(test_crop, path, side, crop) for path in paths])
+
+    try:
+        for _ in range(2):
+            submit()
+        done = 0
+        while ahead:
+            try:
+                pixels = torch.stack([future.result() for future in ahead.popleft()])
+            except ValueError as error:
+                raise _broken(error) from None
+            submit()
+            labels = files.labels[done : done + len(pixels)]
+            done += len(pixels)
+            yield _on_device(pixels, labels, normalisation)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _broken(said: object) -> UserError:
+    return UserError(f"{said}. Replace the file, or take it away")
 
 
 def _on_device(pixels: Tensor, labels: Tensor, normalisation: Normalisation) -> tuple[Tensor, Tensor]:

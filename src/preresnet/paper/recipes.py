@@ -8,11 +8,13 @@ from preresnet.paper.tables import ROWS
 from preresnet.recipe import (
     DATA_SETS,
     SGD,
-    ImagesInFiles,
+    Cosine,
     ImagesInMemory,
     Milestones,
     Muon,
     OneCycle,
+    PaperPhotographs,
+    Photographs,
     Recipe,
     images_of,
 )
@@ -49,7 +51,7 @@ def _imagenet(name: str) -> Recipe:
         raise UserError(f"{name} is a network for CIFAR; ImageNet's have {', '.join(map(str, IMAGENET_UNITS))} layers")
     return Recipe(
         network=name,
-        data=ImagesInFiles(name="imagenet"),
+        data=PaperPhotographs(name="imagenet"),
         schedule=Milestones(steps=IMAGENET_EPOCHS * EPOCH, milestones=(30 * EPOCH, 60 * EPOCH), warmup_steps=0),
         global_batch=256,
         norm_batch=32,
@@ -61,7 +63,7 @@ def _facebooks(name: str) -> Recipe:
     """Table 5's dagger, as fb.resnet.torch trains: scale and aspect ratio, Nesterov, strides in the 3x3."""
     return replace(
         _imagenet(f"{name}-spatial"),
-        data=ImagesInFiles(name="imagenet", augment="aspect"),
+        data=PaperPhotographs(name="imagenet", augment="aspect"),
         optim=SGD(nesterov=True),
     )
 
@@ -88,6 +90,29 @@ OWN: dict[str, Recipe] = {
     ),
 }
 
+# Networks that somebody's own photographs are trained on, by the names that `list` shows; any other works too.
+FOR_PHOTOGRAPHS = tuple(
+    f"images/resnet{depth}-{order}" for depth in (20, 56, 110, *IMAGENET_UNITS) for order in ("original", "preact")
+)
+
+
+def _images(name: str) -> Recipe:
+    """Somebody's own photographs; networks with the stem of CIFAR's take small images. What was tuned: docs/log.md."""
+    small = not network(name).stem.activated
+    sizes = {"image_size": 32, "test_crops": (40,), "test_sides": (40,)} if small else {}
+    return Recipe(
+        network=name,
+        data=Photographs(name="images", **sizes),
+        optim=SGD(nesterov=True, weight_decay=5e-4, decay_all=False),
+        schedule=Cosine(steps=10_000, lr=0.1, warmup_steps=500),
+        global_batch=64,
+        log_every=20,
+        eval_every=500,
+        save_every=500,
+        average=0.02,
+    )
+
+
 VARIANTS = {
     "cifar10/resnet1001-preact-batch64": _authors_code("resnet1001-preact"),
     "imagenet/resnet200-preact-aspect": _facebooks("resnet200-preact"),
@@ -96,14 +121,14 @@ VARIANTS = {
 
 def recipe_names() -> list[str]:
     """Every recipe by name: each row of Tables 1 to 5 once, the smaller networks, then our own."""
-    return list(dict.fromkeys([row.recipe for row in ROWS] + list(SMALL) + list(OWN)))
+    return list(dict.fromkeys([row.recipe for row in ROWS] + list(SMALL) + list(OWN) + list(FOR_PHOTOGRAPHS)))
 
 
 def recipe(name: str) -> Recipe:
     """The recipe that a name stands for.
 
     ``cifar10/NETWORK``, ``cifar100/NETWORK`` and ``imagenet/NETWORK`` give the paper's recipe for any network of
-    `network`, listed or not.
+    `network`, listed or not; ``images/NETWORK`` gives ours for somebody's own photographs.
 
     Paper: appendix, "implementation details"; 2015 paper, Section 4.2.
 
@@ -117,10 +142,11 @@ def recipe(name: str) -> Recipe:
     if name in known:
         return known[name]
     data, _, net = name.partition("/")
-    if data in ("cifar10", "cifar100", "imagenet"):
+    if data in ("cifar10", "cifar100", "imagenet", "images"):
         try:
             network(net)
-            return _imagenet(net) if data == "imagenet" else Recipe(network=net, data=images_of(data))
+            own = {"imagenet": _imagenet, "images": _images}
+            return own[data](net) if data in own else Recipe(network=net, data=images_of(data))
         except ValueError as error:
             raise UserError(f"no recipe {name!r}{_suggest(name)} ({error})") from None
     raise UserError(f"no recipe {name!r}{_suggest(name)}; `preresnet list recipes` shows all")

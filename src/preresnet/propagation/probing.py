@@ -21,7 +21,7 @@ from preresnet.paper.networks import network
 from preresnet.pictures import depth, heatmaps
 from preresnet.propagation import series, verdict
 from preresnet.propagation.probe import probe
-from preresnet.recipe import DATA_SETS, DataName, images_of
+from preresnet.recipe import DATA_SETS, DataName, Photographs, images_of
 from preresnet.spec import UserError
 from preresnet.train import watch
 from preresnet.train.checkpoint import write_atomically
@@ -172,11 +172,20 @@ def _open(name: str, settings: Settings) -> Subject:
     _, channels = sets.shape(spec, settings.data_root)
     if channels != model.spec.in_channels:
         raise UserError(f"{name} takes images of {model.spec.in_channels} channels, {spec.name} has {channels}")
-    loaded = sets.load(spec, settings.data_root) if own is None else trained.load_set(own, spec, settings.data_root)
+    if isinstance(spec, Photographs):  # a probe's labels are whole
+        spec = replace(spec, mixed=0.0, smoothing=0.0, balance="none")
+    root = settings.data_root
+    loaded = sets.load(spec, root) if own is None else trained.load_set(own, spec, root, train=True)
     if normalisation is None:
         normalisation = loaders.fit(loaded.train, spec)
     batches = loaders.training_batches(
-        loaded.train, spec, normalisation, settings.batch, settings.seed, workers=0 if settings.batches == 1 else None
+        loaded.train,
+        spec,
+        normalisation,
+        settings.batch,
+        settings.seed,
+        workers=0 if settings.batches == 1 else None,
+        classes=loaded.classes,
     )
     return Subject(model, spec.name, lambda count: [batches.at(step) for step in range(count)])
 

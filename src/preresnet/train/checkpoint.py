@@ -48,8 +48,16 @@ def not_written(path: Path, error: Exception) -> NotWrittenError:
     return NotWrittenError(f"{path} could not be written ({reason})")
 
 
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
+def save(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: dict[str, Any],
+    average: nn.Module | None = None,
+) -> None:
     """Everything that resuming needs: weights, statistics, momentum, random state, and the counters in ``progress``.
+
+    With ``average``, the average of the weights too.
 
     Data order and augmentation are functions of seed and step, so they need no state.
 
@@ -62,12 +70,17 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progr
         "random": torch.get_rng_state(),
         "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "progress": progress,
+        **({} if average is None else {"average": average.state_dict()}),
     }
     write_atomically(folder / CHECKPOINT_FILE, lambda path: torch.save(state, path))
 
 
 def restore(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Callable[[dict[str, Any]], T]
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Callable[[dict[str, Any]], T],
+    average: nn.Module | None = None,
 ) -> T:
     """Put back what `save` kept, and return what ``progress`` makes of the counters.
 
@@ -80,6 +93,8 @@ def restore(
         found = progress(state["progress"])
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        if average is not None:
+            average.load_state_dict(state["average"])
         torch.set_rng_state(state["random"])
         if torch.cuda.is_available() and len(state["random_cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["random_cuda"])

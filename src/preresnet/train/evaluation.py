@@ -24,12 +24,12 @@ def evaluate(run: Run, signals: Signals) -> None:
         InterruptedRunError: a signal came; the checkpoint of this step was saved before.
     """
     recipe, progress, step = run.recipe, run.progress, run.progress.step
-    last = step == run.last_step
+    last, model = step == run.last_step, run.answering()
     passes = evaluations(run.evaluation_images, recipe.data, run.normalisation, run.request.workers)
     first, *others = passes if last else list(passes)[:1]
 
     def answers(crop: int) -> tuple[Tensor, Tensor]:
-        return inference.logits(run.model, _until_stopped(passes[crop], run, signals), run.precision)
+        return inference.logits(model, _until_stopped(passes[crop], run, signals), run.precision)
 
     output, labels = answers(first)
     errors = inference.count_errors(output, labels)
@@ -70,6 +70,7 @@ def result(run: Run) -> dict[str, Any]:
         "loss": last["loss"],
         f"best_error_pct_chosen_on_{run.data.split}": best["error_pct"],
         "seed": request.seed,
+        **({"weights": run.source.as_dict()} if run.source else {}),
         **folder.provenance(request, run.device, run.precision),
         "parameters": sum(p.numel() for p in run.model.parameters()),
         "train_seconds": round(progress.train_seconds, 1),

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 
 import preresnet.device as devices
-from preresnet.data import leaving_out
+from preresnet.data import division, leaving_out
 from preresnet.fields import read_json, require
 from preresnet.paper.networks import network
 from preresnet.recipe import Precision, Recipe
@@ -29,7 +29,7 @@ RECIPE_FILE, NETWORK_FILE, RUN_FILE, RESULT_FILE = "recipe.json", "network.json"
 EVALUATION_FILE = (
     "evaluation.json"  # what `inference.full_report` found at the last step, as `evaluate --json` prints it
 )
-CURVE_FILE, LEAVE_OUT_FILE = "curve.png", "leave-out.txt"
+CURVE_FILE, LEAVE_OUT_FILE, VALIDATION_FILE = "curve.png", "leave-out.txt", "validation.txt"
 T = TypeVar("T")
 LOCK_FILE, HOLDER_FILE = ".lock", ".holder.json"
 
@@ -44,6 +44,7 @@ class Request:
         seed: of the weights, the order of images, augmentation and dropout.
         data_root: folder of the official files, or of train/ and val/; None downloads.
         leave_out: a list of image files that are not read (`preresnet.data.leaving_out`); the run keeps a copy.
+        weights: a run or weights file whose network this one starts from; None: from initial weights.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         resume: continue the run in ``out`` if there is one.
         memory: a plan of `preresnet.model.memory`, or ``auto``: the one that computes least among those that fit.
@@ -58,6 +59,7 @@ class Request:
     seed: int = 0
     data_root: Path | None = None
     leave_out: Path | None = None
+    weights: Path | None = None
     device: str = "auto"
     resume: bool = False
     memory: Literal["auto"] | MemoryPlan = "auto"
@@ -120,6 +122,7 @@ def check(request: Request, spec: NetSpec) -> None:
         LOCK_FILE,
         HOLDER_FILE,
         LEAVE_OUT_FILE,
+        VALIDATION_FILE,
     }:  # new, or killed before `claim` was done
         return
     if RECIPE_FILE not in found:
@@ -188,14 +191,32 @@ def _holder(file: Path) -> str:
         return "another process trains there"
 
 
-def claim(request: Request, spec: NetSpec, device: torch.device, precision: Precision) -> None:
-    """Write down what the run is; the folder of a run that is resumed stays as it is."""
+def claim(
+    request: Request,
+    spec: NetSpec,
+    device: torch.device,
+    precision: Precision,
+    validation: Mapping[str, str],
+    more: Mapping[str, Any],
+) -> None:
+    """Write down what the run is; the folder of a run that is resumed stays as it is.
+
+    Args:
+        request: what was asked for.
+        spec: of the network.
+        device: that trains.
+        precision: that it computes in.
+        validation: images that it has kept out of training by a rule, with their classes; none where there was no rule.
+        more: that the file of the run says.
+    """
     out = request.out
     if (out / RECIPE_FILE).is_file():
         return
-    run = {"seed": request.seed, **provenance(request, device, precision)}
+    run = {"seed": request.seed, **more, **provenance(request, device, precision)}
     if request.leave_out is not None:
         shutil.copyfile(request.leave_out, out / LEAVE_OUT_FILE)
+    if validation:
+        write_text(out / VALIDATION_FILE, leaving_out.text(validation, division.HEAD))
     # The recipe is written last: a folder with one is a run with all it needs to be resumed.
     for file, text in (
         (RUN_FILE, json.dumps(run, indent=1)),

@@ -9,46 +9,67 @@ from torch import Tensor, nn
 
 from preresnet.device import autocast
 from preresnet.recipe import SGD, Muon, Optim, Precision
+from preresnet.train.parts import by_depth
 
 
-def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, optim: Optim, stage_rate: float = 1.0) -> torch.optim.Optimizer:
     """The optimiser that a recipe names; the learning rate is set before each step, by `set_lr`.
 
     Args:
-        model: whose parameters are updated.
+        model: whose parameters are updated, but those that need no gradient.
         optim: which kind, and its numbers.
+        stage_rate: learning rate of the stem and of each stage, as a share of the rate of what comes behind it.
     """
-    return _BUILDERS[type(optim)](model, optim)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    depths = [learning] if stage_rate == 1 else by_depth(model)
+    parts = [(parameters, stage_rate**behind) for behind, parameters in enumerate(reversed(depths))]
+    return _BUILDERS[type(optim)](parts[::-1], optim)
 
 
-def _sgd(model: nn.Module, optim: SGD) -> torch.optim.Optimizer:
+Parts = Sequence[tuple[list[nn.Parameter], float]]  # parameters, and their share of the learning rate
+
+
+def _sgd(parts: Parts, optim: SGD) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum.
 
     Paper: appendix; 2015 paper, Section 4.2. Torch and PyTorch keep v = m v + g and subtract lr v, the authors' Caffe
     v = m v + lr g: the same while lr is constant.
     """
-    return _descent(_decayed(list(model.parameters()), optim), optim)
+    return _descent(_decayed(parts, optim), optim)
 
 
-def _muon(model: nn.Module, optim: Muon) -> torch.optim.Optimizer:
+def _muon(parts: Parts, optim: Muon) -> torch.optim.Optimizer:
     """Convolutions by `_orthogonalise`, all else as `_sgd`."""
-    kernels = [p for p in model.parameters() if p.ndim == 4]
-    rest = [p for p in model.parameters() if p.ndim != 4]
     step = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}  # `_orthogonalise` has made the whole step
-    group = {"params": kernels, "scale": optim.orthogonal_scale, **step}
-    optimizer = _descent([group, *_decayed(rest, optim)], optim)
-    optimizer.register_step_pre_hook(lambda *_: _orthogonalise(optimizer, optimizer.param_groups[0], optim.momentum))
+    kernels = [
+        {"params": found, "scale": share * optim.orthogonal_scale, **step}
+        for parameters, share in parts
+        if (found := [p for p in parameters if p.ndim == 4])
+    ]
+    rest = [([p for p in parameters if p.ndim != 4], share) for parameters, share in parts]
+    optimizer = _descent([*kernels, *_decayed(rest, optim)], optim)
+
+    def before(*_: Any) -> None:
+        for group in optimizer.param_groups[: len(kernels)]:
+            _orthogonalise(optimizer, group, optim.momentum)
+
+    optimizer.register_step_pre_hook(before)
     return optimizer
 
 
-_BUILDERS: dict[type, Callable[[nn.Module, Any], torch.optim.Optimizer]] = {SGD: _sgd, Muon: _muon}
+_BUILDERS: dict[type, Callable[[Parts, Any], torch.optim.Optimizer]] = {SGD: _sgd, Muon: _muon}
 
 
-def _decayed(parameters: list[nn.Parameter], optim: SGD | Muon) -> list[dict[str, Any]]:
+def _decayed(parts: Parts, optim: SGD | Muon) -> list[dict[str, Any]]:
     """Parameters that decay, and those that do not."""
-    decayed = [p for p in parameters if optim.decay_all or p.ndim > 1]
-    plain = [p for p in parameters if not optim.decay_all and p.ndim <= 1]
-    return [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = []
+    for parameters, share in parts:
+        scale = {} if share == 1 else {"scale": share}
+        decayed = [p for p in parameters if optim.decay_all or p.ndim > 1]
+        plain = [p for p in parameters if not optim.decay_all and p.ndim <= 1]
+        groups.append({"params": decayed, "weight_decay": optim.weight_decay, **scale})
+        groups.append({"params": plain, "weight_decay": 0.0, **scale})
+    return groups
 
 
 def _descent(groups: list[dict[str, Any]], optim: SGD | Muon) -> torch.optim.Optimizer:
@@ -125,7 +146,7 @@ def update(
         model: in training mode.
         optimizer: over its parameters, learning rate set.
         x: (n, c, h, w).
-        y: (n,) int64.
+        y: (n,) int64 labels, or (n, num_classes) how much of each class an image is.
         norm_batch: images that a batch norm sees at once; None for all.
         precision: ``float32`` or ``bfloat16`` (autocast); the loss is computed in the weights' type in either.
 
@@ -142,10 +163,12 @@ def update(
             begin_part(number)
             with autocast(x.device, precision):
                 output = model(part)
-            loss = nn.functional.cross_entropy(output.to(dtype), labels, reduction="sum") / len(y)
+            output, answer = output.to(dtype), output.detach().argmax(1)
+            target = labels.to(dtype) if labels.is_floating_point() else labels
+            loss = nn.functional.cross_entropy(output, target, reduction="sum") / len(y)
             loss.backward()
             loss_sum += loss.detach()
-            wrong += (output.detach().argmax(1) != labels).sum()
+            wrong += (answer != (labels.argmax(1) if labels.is_floating_point() else labels)).sum()
     optimizer.step()
     return loss_sum, wrong
 

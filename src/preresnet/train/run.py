@@ -7,21 +7,26 @@ from torch import Tensor
 
 import preresnet.device as devices
 from preresnet import trained
-from preresnet.data import augment, sets
+from preresnet.data import augment, balance, sets
 from preresnet.data.files import ImageFiles
-from preresnet.data.loaders import Batches, fit, fixed_batch, training_batches
+from preresnet.data.loaders import Batches, fit, fixed_batch, plain_batches, training_batches
 from preresnet.data.sets import Images
+from preresnet.fields import read_json
 from preresnet.kernels import native
 from preresnet.model import memory, weights
 from preresnet.model.network import Network, build
-from preresnet.recipe import Precision, Recipe
+from preresnet.recipe import Photographs, Precision, Recipe
 from preresnet.spec import MemoryPlan, NetSpec, UserError
-from preresnet.train import checkpoint, folder
+from preresnet.train import checkpoint, folder, parts, source
+from preresnet.train.averaging import Average
 from preresnet.train.capture import check_mechanisms, choose_passes
 from preresnet.train.errors import STOPPED, NotFiniteError
 from preresnet.train.optim import build_optimizer
 from preresnet.train.progress import Meter, Progress, SinceLine
 from preresnet.train.runlog import RunLog
+from preresnet.train.source import Source
+
+STATISTICS_IMAGES = 1_024  # that the norms of averaged weights see before they answer
 
 
 @dataclass
@@ -39,6 +44,8 @@ class Run:
         predicted_bytes: that a step takes at that plan.
         model: on the device; its weights are those that the run starts from.
         optimizer: over its parameters.
+        source: trained network that it starts from.
+        said: what a user should know of how it was made.
         rank: which process of the run this is; 0 writes its folder.
         world_size: processes of the run.
 
@@ -46,6 +53,7 @@ class Run:
         progress: how far it is.
         meter: adds up what its steps measure.
         saved_step: of the checkpoint in its folder; None: there is none.
+        average: of its weights, where the recipe asks for one.
         log: of its folder, once it is open.
     """
 
@@ -59,6 +67,8 @@ class Run:
     predicted_bytes: int
     model: Network
     optimizer: torch.optim.Optimizer
+    source: Source | None = None
+    said: tuple[str, ...] = ()
     rank: int = 0
     world_size: int = 1
 
@@ -68,6 +78,10 @@ class Run:
         self.progress = Progress()
         self.meter = Meter(self.progress)
         self.saved_step: int | None = None
+        reach = self.recipe.average * self.recipe.schedule.steps
+        decay = max(0.0, 1 - 1 / reach) if reach else 0.0
+        self.average = Average(self.model, decay, self.recipe.freeze) if reach else None
+        self._measured_step = -1
         self.log: RunLog
 
     @property
@@ -100,7 +114,24 @@ class Run:
             self.request.seed,
             self.recipe.small_steps,
             self.request.workers,
+            self.data.classes,
         )
+
+    def begin(self) -> None:
+        """Put the network into training mode, but for the norms that stay as they are."""
+        self.model.train()
+        parts.keep_frozen(self.model, self.recipe.freeze)
+
+    def answering(self) -> Network:
+        """What is evaluated and kept: the network, or the average of its weights with norm statistics of its own."""
+        if self.average is None:
+            return self.model
+        if self._measured_step != self.progress.step:
+            data, workers = self.recipe.data, self.request.workers
+            batches = plain_batches(self.train_images, data, self.normalisation, STATISTICS_IMAGES, workers)
+            self.average.measure(batches, self.precision)
+            self._measured_step = self.progress.step
+        return self.average.model
 
     def fixed_batch(self, count: int) -> tuple[Tensor, Tensor]:
         """So many training images without augmentation, always the same."""
@@ -114,15 +145,31 @@ class Run:
             NotWrittenError: the disk is full, say.
         """
         out = self.request.out
-        folder.claim(self.request, self.spec, self.device, self.precision)
+        kept = {"weights": self.source.as_dict()} if self.source else {}
+        folder.claim(self.request, self.spec, self.device, self.precision, self._validation(), kept)
         if (out / checkpoint.CHECKPOINT_FILE).is_file():
-            self.progress = checkpoint.restore(out, self.model, self.optimizer, Progress.from_dict)
+            average = self.average and self.average.model
+            self.progress = checkpoint.restore(out, self.model, self.optimizer, Progress.from_dict, average)
             self.meter = Meter(self.progress)
             self.saved_step = self.progress.step
         self.log = RunLog(out, self.last_step, self.progress.step, self.progress.num_lines)
         self.log.say(self.data.words())
+        if isinstance(self.recipe.data, Photographs):
+            self.log.say(balance.choose(self.recipe.data, self.data.train.labels, self.data.classes).words)
+        for line in self.said:
+            self.log.say(line)
         free = devices.free_bytes(self.device) / 2**30
         self.log.say(f"memory plan {self.plan}: {self.predicted_bytes / 2**30:.2f} GiB predicted, {free:.1f} GiB free")
+
+    def _validation(self) -> dict[str, str]:
+        """The images that a rule has kept out of training, with their classes."""
+        kept, root = self.data.evaluation, self.request.data_root
+        if not isinstance(self.recipe.data, Photographs) or self.data.split != "holdout":
+            return {}
+        assert isinstance(kept, ImageFiles)
+        assert root is not None
+        names = (self.data.classes[label] for label in kept.labels.tolist())
+        return dict(zip(kept.listed(root), names, strict=True))
 
     def write_line(self, lr: float) -> None:
         """A line of the log: means over the steps since the line before.
@@ -155,10 +202,12 @@ class Run:
         if not all(bool(tensor.isfinite().all()) for tensor in self.model.parameters()):
             raise NotFiniteError(f"a weight was infinite or not a number at step {step}; {STOPPED}")
         self.progress.num_lines = self.log.num_lines
-        checkpoint.save(out, self.model, self.optimizer, self.progress.as_dict())
+        average = self.average and self.average.model
+        answering = self.answering()
+        checkpoint.save(out, self.model, self.optimizer, self.progress.as_dict(), average)
         self.saved_step = step
         kept = trained.metadata(self.recipe.data, self.data.classes, self.normalisation) | {"step": str(step)}
-        checkpoint.write_atomically(out / weights.WEIGHTS_FILE, lambda partial: weights.save(partial, self.model, kept))
+        checkpoint.write_atomically(out / weights.WEIGHTS_FILE, lambda partial: weights.save(partial, answering, kept))
 
     def what_stands(self) -> str:
         """Where a run that failed can be taken up again."""
@@ -167,11 +216,12 @@ class Run:
         return f"The checkpoint of step {self.saved_step} in {self.request.out} stands; --resume goes on from it"
 
 
-def prepare(request: folder.Request, rank: int = 0, world_size: int = 1) -> Run:
+def prepare(request: folder.Request, data: sets.ImageSet | None = None, rank: int = 0, world_size: int = 1) -> Run:
     """Everything that a run needs, on its device; nothing is written.
 
     Args:
         request: what to train, and where.
+        data: images that have been read and divided already; None: as the recipe says.
         rank: which process of the run this is.
         world_size: processes of the run.
 
@@ -182,43 +232,69 @@ def prepare(request: folder.Request, rank: int = 0, world_size: int = 1) -> Run:
     device = devices.choose(request.device)
     check_mechanisms(request.gpu, device)
     precision = devices.resolve(recipe.precision, device)
-    num_classes, in_channels = sets.shape(recipe.data, request.data_root)
+    num_classes, in_channels = sets.shape(recipe.data, request.data_root) if data is None else (len(data.classes), 3)
     known = trained.stored_classes(request.out) if request.resume else None
     spec = folder.resolve_network(recipe, len(known or ()) or num_classes, in_channels)
+    origin, said = _source(request), list[str]()
+    if origin is not None:
+        spec, said = source.fitted(spec, origin)
     folder.check(request, spec)
-    data = sets.load(recipe.data, request.data_root, request.leave_out)
+    if data is None:
+        written = request.out / folder.VALIDATION_FILE
+        kept = written if request.resume and written.is_file() else None
+        data = sets.load(recipe.data, request.data_root, request.leave_out, kept)
     if request.leave_out is not None and not data.num_listed:
         raise UserError(
-            f"no file that {request.leave_out} names is among the images of this run; its paths start from the folder "
-            "that holds train/ and val/, as `preresnet data check` writes them"
+            f"no file that {request.leave_out} names is among the images of this run; its paths start from "
+            "--data-root, as `preresnet data check` writes them"
         )
     if known is not None:
         data = trained.with_classes(data, known, request.data_root, whole=True)
     plan, predicted_bytes = _plan(request, spec, device, precision, world_size)
     torch.manual_seed(request.seed)
-    model = _initial_model(request, spec, device, plan)
+    model = build(spec, request.seed)
+    if origin is not None:
+        said += source.take(model, data.classes, origin)
+    parts.freeze_parameters(model, recipe.freeze)
+    memory.set_plan(model, plan)
+    choose_passes(model, request.gpu, device)
+    model = devices.place(model, device)
+    normalisation = (
+        fit(data.train, recipe.data) if origin is None else source.normalisation(origin.network, recipe.data)
+    )
     return Run(
         request,
         spec,
         data,
-        fit(data.train, recipe.data).to(device),
+        normalisation.to(device),
         device,
         precision,
         plan,
         predicted_bytes,
         model,
-        build_optimizer(model, recipe.optim),
+        build_optimizer(model, recipe.optim, recipe.stage_rate),
+        origin,
+        tuple(said),
         rank,
         world_size,
     )
 
 
-def _initial_model(request: folder.Request, spec: NetSpec, device: torch.device, plan: MemoryPlan) -> Network:
-    """The network with the weights that a run starts from: those of its seed."""
-    model = build(spec, request.seed)
-    memory.set_plan(model, plan)
-    choose_passes(model, request.gpu, device)
-    return devices.place(model, device)
+def _source(request: folder.Request) -> Source | None:
+    """The trained network that a run starts from: the one that is given, or that its folder names."""
+    file = request.out / folder.RUN_FILE
+    kept = source.of_run(read_json(file, "the run's file")) if request.resume and file.is_file() else None
+    if request.weights is None and kept is None:
+        return None
+    if kept is None and request.resume and (request.out / folder.RECIPE_FILE).is_file():
+        raise UserError(f"{request.out} was started without --weights; leave it out, or give another --out")
+    path, expected = kept or (request.weights, "")
+    if request.weights is None and (request.out / checkpoint.CHECKPOINT_FILE).is_file():
+        assert path is not None
+        return Source(path, expected, trained.open_weights(request.out))  # the checkpoint has its tensors, changed
+    found = request.weights or path
+    assert found is not None
+    return source.open_source(found, expected)
 
 
 def _plan(

@@ -5,6 +5,7 @@ import time
 from contextlib import nullcontext
 from typing import Any
 
+from preresnet.data.sets import ImageSet
 from preresnet.pictures import canvas, curves
 from preresnet.signals import Signals
 from preresnet.train import folder, runlog
@@ -19,12 +20,13 @@ from preresnet.train.watch import Watch, Watching
 __all__ = ["InterruptedRunError", "NotFiniteError", "NotWrittenError", "train"]
 
 
-def train(request: folder.Request, watch: Watch | None = None) -> dict[str, Any]:
+def train(request: folder.Request, watch: Watch | None = None, data: ImageSet | None = None) -> dict[str, Any]:
     """Train, evaluate, and leave in ``request.out`` all that came of it.
 
     Args:
         request: what to train, and where.
         watch: looks at the network on the way; the result does not depend on it.
+        data: image files that have been read and divided already; None: as the recipe says.
 
     Returns:
         The content of ``result.json``: the error at the last step, and everything needed to repeat it.
@@ -35,7 +37,7 @@ def train(request: folder.Request, watch: Watch | None = None) -> dict[str, Any]
         NotFiniteError: the loss was not finite; the message says which checkpoint stands.
         NotWrittenError: a file could not be written; the same.
     """
-    run = prepare(request)
+    run = prepare(request, data)
     with folder.hold(request.out), Signals() as signals:
         folder.check(request, run.spec)  # whoever held it until now may have left something
         run.open()
@@ -55,7 +57,7 @@ def train(request: folder.Request, watch: Watch | None = None) -> dict[str, Any]
 
 def _loop(run: Run, watch: Watch | None, signals: Signals) -> None:
     recipe, progress, meter = run.recipe, run.progress, run.meter
-    run.model.train()
+    run.begin()
     batches, probes = run.batches(), watch and _probes(run, watch)
     if probes and progress.step == 0:
         probes.look(0)
@@ -75,6 +77,8 @@ def _loop(run: Run, watch: Watch | None, signals: Signals) -> None:
             set_lr(run.optimizer, lr)
             meter.add(*update(x, y), waited)
             progress.step += 1
+            if run.average is not None:
+                run.average.update(run.model, progress.step)
             if probes:
                 meter.leave_out(probes.look(progress.step))
             stop = signals.received

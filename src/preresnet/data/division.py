@@ -1,0 +1,235 @@
+"""One's own images, divided into those to train on and those to validate with, by a rule or as it was written down."""
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from preresnet.data import copies, files
+from preresnet.data.files import ImageFiles
+from preresnet.data.scan import Scan, path_of, scan
+from preresnet.data.walk import normal
+from preresnet.fields import UserError
+from preresnet.recipe import Photographs
+from preresnet.terminal import counting
+
+HEAD = """\
+# Images that this run does not train on and is evaluated on, one a line: path from --data-root on, tab, class.
+"""
+
+
+def read(
+    spec: Photographs,
+    root: Path | None,
+    leave_out: Collection[str] = (),
+    written: Collection[str] | None = None,
+) -> tuple[tuple[str, ...], ImageFiles, ImageFiles, str]:
+    """Classes, images to train on and images to evaluate on, and what these are.
+
+    With ``val/`` there, those in it are evaluated (``test``); else, or with ``spec.holdout``, some of the others are
+    kept for that (``holdout``), by `divide`. Every file is read once before (`preresnet.data.scan`), so that a broken
+    one is found now and copies stay on one side.
+
+    Args:
+        spec: says how to divide.
+        root: folder of the images.
+        leave_out: files that are not read, by their paths from ``root`` on.
+        written: the paths that are kept for evaluation, from an earlier division; None: divide.
+
+    Raises:
+        ValueError: a folder or class is missing, or a file is no whole image; it is named.
+    """
+    root, part = files.training_place(root)
+    classes = files.classes(spec.name, root)
+    with counting("files") as report, scan(root, report) as found:
+        whole = files.split(root, part, classes, leave_out)
+        tested = files.split(root, "val", (), leave_out)
+        is_test = (root / "val").is_dir() and not spec.holdout
+        if is_test:
+            tested = files.split(root, "val", files.matching(root, classes), leave_out)
+        listed = list(map(normal, whole.listed(root)))
+        _refuse_broken(found, root, {*listed, *map(normal, tested.listed(root))})
+        if is_test:
+            return classes, whole, tested, "test"
+        if written is not None:
+            kept = places(listed, written)
+        else:
+            share = spec.holdout / len(whole) if spec.holdout else spec.share
+            grouped = groups(listed, like(found), spec.group_by)
+            kept = divide(whole.labels.tolist(), grouped, share, spec.split_seed)
+    if not 0 < len(kept) < len(whole):
+        raise UserError(
+            f"of the {len(whole):,} images in {root / part} {len(kept):,} would be kept for validation; give more "
+            "images, another data.share, or val/"
+        )
+    evaluated = torch.zeros(len(whole), dtype=torch.bool)
+    evaluated[kept] = True
+    return classes, whole.take((~evaluated).nonzero().flatten()), whole.take(evaluated.nonzero().flatten()), "holdout"
+
+
+def evaluated(
+    spec: Photographs, root: Path | None, leave_out: Collection[str] = (), written: Collection[str] | None = None
+) -> tuple[tuple[str, ...], ImageFiles, str, str]:
+    """Classes and images for a network that is trained, what these are, and what a user should know of them.
+
+    Those in ``val/``; without it, those that the network's run has kept for that; where none of them is there, all.
+    """
+    root, part = files.training_place(root)
+    if (root / "val").is_dir() and not spec.holdout:
+        found, _, tested = files.read("folder", root, train=False, leave_out=leave_out)
+        return found, tested, "test", ""
+    found = files.classes(spec.name, root)
+    whole = files.split(root, part, found, leave_out)
+    kept = places(map(normal, whole.listed(root)), written or ())
+    if not kept:
+        why = "none of them is an image that the run kept for validation" if written else "it holds no val/"
+        return found, whole, "test", f"all images in {root / part} are measured: {why}"
+    missing = len(set(map(normal, written or ()))) - len(kept)
+    note = f"{missing:,} of the images that the run kept for validation are not there" if missing else ""
+    return found, whole.take(torch.tensor(kept)), "holdout", note
+
+
+def broken(found: Scan) -> dict[str, str]:
+    """Files that are no whole images, by their paths, with what is wrong."""
+    rows = found.rows("SELECT folder, name, broken FROM files WHERE other = '' AND broken != ''")
+    return {path_of(folder, name): why for folder, name, why in rows}
+
+
+def like(found: Scan) -> Iterator[tuple[str, str]]:
+    """Pairs of files that are copies of each other."""
+    return ((_path(found, one), _path(found, other)) for one, other in copies.pairs(found))
+
+
+def _refuse_broken(found: Scan, root: Path, used: Collection[str]) -> None:
+    """Say which of the images cannot be read, before a network sees the first."""
+    damaged = [(file, why) for file, why in broken(found).items() if normal(file) in used]
+    if damaged:
+        (file, why), number = min(damaged), len(damaged)
+        there = f"{number:,} files are no whole images, {file} for one" if number > 1 else f"{file} is no whole image"
+        raise UserError(
+            f"in {root} {there} ({why}); mend or remove {'them' if number > 1 else 'it'}, or leave "
+            f"{'them' if number > 1 else 'it'} out: `preresnet data check DIR --list-out FILE` makes a list for "
+            "--leave-out"
+        )
+
+
+def _path(found: Scan, number: int) -> str:
+    folder, name = found.index.execute("SELECT folder, name FROM files WHERE rowid = ?", (number,)).fetchone()
+    return normal(path_of(folder, name))
+
+
+def groups(files: Sequence[str], pairs: Iterable[tuple[str, str]], group_by: str = "") -> list[str]:
+    """For each file, the name of the group that has to stay together: the least name among its files.
+
+    Args:
+        files: paths from the folder of images on, with slashes.
+        pairs: of files that are copies.
+        group_by: a regular expression; files for which it finds the same text stay together. Empty: none.
+
+    Raises:
+        UserError: the expression finds nothing in any path.
+    """
+    parent: dict[str, str] = {}
+
+    def root(one: str) -> str:
+        while (above := parent.get(one, one)) != one:
+            parent[one] = one = parent.get(above, above)
+        return one
+
+    def join(one: str, other: str) -> None:
+        first, second = sorted((root(one), root(other)))
+        parent[second] = first
+
+    there = set(files)
+    for one, other in pairs:
+        if one in there and other in there:
+            join(one, other)
+    if group_by:
+        expression, first_of = re.compile(group_by), dict[tuple[str, ...], str]()
+        for file in files:
+            if found := expression.search(file):
+                text = tuple(part or "" for part in found.groups()) or (found.group(),)
+                join(first_of.setdefault(text, file), file)
+        if not first_of:
+            raise UserError(
+                f"data.group_by={group_by!r} finds nothing in the path of any image, {files[0]!r} for one; "
+                "give an expression that finds what the images of a group have in common"
+            )
+    return [root(file) for file in files]
+
+
+def divide(labels: Sequence[int], grouped: Sequence[str], share: float, seed: int) -> list[int]:
+    """Which images are kept for validation: their places, rising.
+
+    Of each class about so many are kept as the share says, and something is left, group by group in the order of a hash
+    of the group's name and the seed: the same on every machine, and images added later move few of the others. A group
+    that has images of several classes is placed by the class that it has most of. A class that is a single group is
+    trained on alone.
+
+    Args:
+        labels: of each image.
+        grouped: name of the group of each image.
+        share: that is kept, of each class.
+        seed: of the division.
+    """
+    places: defaultdict[str, list[int]] = defaultdict(list)
+    for place, group in enumerate(grouped):
+        places[group].append(place)
+    by_class: defaultdict[int, list[str]] = defaultdict(list)
+    for group, inside in places.items():
+        counts = Counter(labels[place] for place in inside)
+        by_class[min(counts, key=lambda label: (-counts[label], label))].append(group)
+    sizes = Counter(labels)
+    kept: list[int] = []
+    for label, found in by_class.items():
+        wanted, order = max(1, round(share * sizes[label])), sorted(found, key=lambda group: _hash(group, seed))
+        taken: list[str] = []
+        for group in order:
+            size = len(places[group])
+            if wanted > 0 and size <= 2 * wanted and len(taken) < len(order) - 1:  # nearer to the share with it
+                taken.append(group)
+                wanted -= size
+        if not taken and len(order) > 1:
+            taken = [min(order, key=lambda group: len(places[group]))]
+        kept += [place for group in taken for place in places[group]]
+    return sorted(kept)
+
+
+def folds(labels: Sequence[int], grouped: Sequence[str], number: int, seed: int = 0) -> list[int]:
+    """A fold for each image, so that folds are alike in classes and no group is in two of them.
+
+    Args:
+        labels: of each image.
+        grouped: name of the group of each image.
+        number: of folds.
+        seed: of the division.
+    """
+    places: defaultdict[str, list[int]] = defaultdict(list)
+    for place, group in enumerate(grouped):
+        places[group].append(place)
+    counts = {label: [0] * number for label in set(labels)}
+    sizes, found = [0] * number, [0] * len(labels)
+    # the large groups first, then by chance: those that are left fill what the large ones left uneven
+    for group in sorted(places, key=lambda group: (-len(places[group]), _hash(group, seed))):
+        inside = Counter(labels[place] for place in places[group])
+        main = min(inside, key=lambda label: (-inside[label], label))
+        fold = min(range(number), key=lambda fold: (counts[main][fold], sizes[fold], fold))
+        sizes[fold] += len(places[group])
+        for label, count in inside.items():
+            counts[label][fold] += count
+        for place in places[group]:
+            found[place] = fold
+    return found
+
+
+def _hash(group: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}\0{normal(group)}".encode("utf-8", "surrogateescape")).digest()
+
+
+def places(files: Iterable[str], listed: Iterable[str]) -> list[int]:
+    """Where the files that a list names stand among some."""
+    wanted = set(map(normal, listed))
+    return [place for place, file in enumerate(files) if file in wanted]
