@@ -99,7 +99,7 @@ def test_a_change_of_kind_carries_over_what_both_have(capsys: pytest.CaptureFixt
         name="folder", image_size=32, shorter_side=(37, 69), test_crops=(46, 32), test_sides=(46, 37), flip=False
     )
     said = capsys.readouterr().err
-    assert "data.name=folder has augment=scale, shorter_side=37 69, test_crops=46 32, test_sides=46 37" in said
+    assert "data.name=folder has test_crops=46 32, test_sides=46 37, augment=scale, shorter_side=37 69" in said
     assert "it has no normalise, pad" in said
     assert read(PHOTOS, "--data.name=cifar100").data == ImagesInMemory(name="cifar100")
     assert read(DIGITS, "--optim.kind", "muon", "--optim.orthogonal-scale", "0.3").optim == Muon(
@@ -199,7 +199,7 @@ def test_help_shows_the_options_of_its_own_recipe(
         (["--data.shorter-side", "40", "80"], "data.shorter_side: there is no such field with name=cifar10"),
         (["--optim.orthogonal-scale", "0.2"], "optim.orthogonal_scale: there is no such field with kind=sgd"),
         (["--optim.kind", "adam"], "optim.kind=adam: there is no such kind; there are sgd, muon"),
-        (["--schedule.shape", "cosine"], "schedule.shape=cosine"),
+        (["--schedule.shape", "linear"], "schedule.shape=linear"),
         (["--schedule.steps", "0"], "steps=0; it must be 1 or more"),
         (["--schedule.lr", "inf"], "schedule.lr: inf given; it must be a finite number"),
         (["--schedule.lr", "nan"], "schedule.lr: nan given"),

@@ -17,8 +17,7 @@ from PIL import Image
 import preresnet
 from preresnet import display, trained
 from preresnet.cli import main
-from preresnet.data import crops, files, images, sets, streaming
-from preresnet.data.streaming import FileBatches
+from preresnet.data import crops, files, images, loaders, sets, streaming
 from preresnet.paper.networks import network
 from preresnet.paper.studies import study
 from preresnet.recipe import DATA_SETS, ImagesInMemory, Milestones, PaperPhotographs, Recipe
@@ -326,20 +325,23 @@ def test_the_test_crop_is_the_centre() -> None:
 def test_batches_are_a_function_of_the_step_and_of_nothing_else(photos: Path) -> None:
     data = sets.load(SPEC, photos)
     assert isinstance(data.train, files.ImageFiles)
-    given = (data.train, SPEC, streaming.normalisation(), 10)
-    walked = FileBatches(*given, seed=3, workers=0)
+
+    def batches(seed: int, workers: int) -> loaders.Batches:
+        return loaders.training_batches(data.train, SPEC, streaming.normalisation(), 10, seed, workers=workers)
+
+    walked = batches(3, 0)
     seen = [walked.at(step) for step in range(4)]
     assert seen[0][0].shape == (10, 3, 32, 32)
     assert seen[0][0].is_contiguous(memory_format=torch.channels_last)
-    jumped = FileBatches(*given, seed=3, workers=0)
+    jumped = batches(3, 0)
     for step in (3, 1, 2):
         x, y = jumped.at(step)
         assert torch.equal(x, seen[step][0])
         assert torch.equal(y, seen[step][1])
-    with_workers = FileBatches(*given, seed=3, workers=2)
+    with_workers = batches(3, 2)
     for step in range(3):
         assert torch.equal(with_workers.at(step)[0], seen[step][0])
-    other = FileBatches(*given, seed=4, workers=0).at(0)
+    other = batches(4, 0).at(0)
     assert not torch.equal(other[0], seen[0][0])
     labels = torch.cat([y for _, y in seen])  # 40 of 24: the first 24 are each once
     assert labels[:24].sort().values.tolist() == data.train.labels.tolist()
@@ -354,7 +356,7 @@ def test_a_broken_file_is_named(photos: Path, tmp_path: Path) -> None:
     data = sets.load(SPEC, tmp_path)
     assert isinstance(data.train, files.ImageFiles)
     with pytest.raises(ValueError, match=r"half\.png: cannot be read as an image .*Replace the file"):
-        FileBatches(data.train, SPEC, streaming.normalisation(), 4, seed=0, workers=0).at(0)
+        loaders.training_batches(data.train, SPEC, streaming.normalisation(), 4, seed=0, workers=0).at(0)
 
 
 RECIPE = Recipe(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from preresnet.data.checking import Findings
     from preresnet.study.manifest import Manifest, Printed, RowEntry, Statistics
 
-SUSPECTS_SHOWN = 20
+SUSPECTS_SHOWN, SHOWN_IMAGES = 20, 5
 EXAMPLES = 3  # of each kind of problem that are shown
 KINDS_OF_PROBLEMS = {
     "broken": "broken",
@@ -139,12 +139,14 @@ def evaluation(report: dict[str, Any]) -> None:
     )
     out.print(Text.assemble((f"{report['split']} error {report['error_pct']:.2f} %", "bold"), rest))
     table = Table("class", title="By class")
-    for heading in ("images", "wrong", "error %", "precision %"):
+    for heading in ("images", "wrong", "error %", "95 % interval", "precision %"):
         table.add_column(heading, justify="right")
     for entry in report["classes"]:
-        numbers = (entry["error_pct"], entry["precision_pct"])
-        words = ("-" if number is None else f"{number:.2f}" for number in numbers)
-        table.add_row(entry["name"], str(entry["num_images"]), str(entry["num_wrong"]), *words)
+        error, precision = (
+            "-" if entry[key] is None else f"{entry[key]:.2f}" for key in ("error_pct", "precision_pct")
+        )
+        between = "-" if entry["interval_pct"] is None else "{:.1f} to {:.1f}".format(*entry["interval_pct"])
+        table.add_row(entry["name"], str(entry["num_images"]), str(entry["num_wrong"]), error, between, precision)
     terminal.show(table)
     if len(report["classes"]) <= 20:
         names = [entry["name"] for entry in report["classes"]]
@@ -165,6 +167,25 @@ def evaluation(report: dict[str, Any]) -> None:
             f"{entry['accuracy_pct']:.1f}",
         )
     terminal.show(bins)
+    if "temperature" in report["calibration"]:
+        found = report["calibration"]
+        out.print(
+            f"temperature {found['temperature']:.2f}: logits divided by it would have a calibration error of "
+            f"{found['scaled_ece_pct']:.2f} %"
+        )
+    for key, what in (("surest_wrong", "Surest wrong answers"), ("doubted", "Labels that are probably wrong")):
+        if report.get(key):
+            _images(report[key], what)
+    for one in report.get("copies_across", [])[:EXAMPLES]:
+        out.print(f"copy     {one['image']} is a copy of {one['of']}, which was trained on")
+
+
+def _images(found: list[dict[str, Any]], title: str) -> None:
+    table = Table("image", "label", "answer", title=title)
+    table.add_column("probability", justify="right")
+    for one in found[:SHOWN_IMAGES]:
+        table.add_row(one["image"], one["label"], one["answer"], f"{one['probability']:.3f}")
+    terminal.show(table)
 
 
 def bench(found: dict[str, Any]) -> None:
@@ -228,7 +249,7 @@ def findings(found: "Findings") -> None:
 
 def suspects(found: dict[str, Any]) -> None:
     """What `preresnet.study.suspects.find` found: the images whose labels another class suits better."""
-    doubted = [one for one in found["suspects"] if one["answer"] != one["label"]]
+    doubted = [one for one in found["suspects"] if one["probably_wrong"]]
     table = Table("image", "label", "looks like", "score")
     for one in doubted[:SUSPECTS_SHOWN]:
         table.add_row(one["file"], one["label"], one["answer"], f"{one['score']:.3f}")
@@ -236,7 +257,7 @@ def suspects(found: dict[str, Any]) -> None:
         terminal.show(table)
     terminal.lines().print(
         f"{found['num_images']:,} images, each judged by one of {found['folds']} networks that had not seen it; "
-        f"{len(doubted):,} answers differ from the label ({found['error_pct']:.1f} %)"
+        f"{found['error_pct']:.1f} % of the answers differ from the label; {len(doubted):,} labels are probably wrong"
     )
 
 

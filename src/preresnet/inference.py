@@ -15,6 +15,9 @@ from preresnet.recipe import Precision
 from preresnet.spec import NetSpec
 
 CALIBRATION_BINS = 15  # Guo et al., 2017
+SHOWN = 24  # images that a report names, of each kind
+FEWEST_TO_SCALE = 50  # images, from which on a temperature says something
+Z = 1.959964  # of a 95 % interval
 TOP = 5  # Table 5 of the paper prints the errors of the first answer and of the first five
 FEW_PIXELS = {torch.float32: 4 * 32 * 32, torch.bfloat16: 8 * 32 * 32}  # that `program` takes in one call
 CACHE_BYTES = 8 << 20  # a CPU answers in parts whose largest feature map stays in its last-level cache
@@ -133,18 +136,24 @@ def count_errors(output: Tensor, labels: Tensor) -> Errors:
     return Errors(len(labels), wrong, missed, float(F.cross_entropy(output.double(), labels)))
 
 
-def full_report(output: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    """Errors, a table by class, the confusion matrix and calibration, as plain data.
+def full_report(
+    output: Tensor, labels: Tensor, classes: Sequence[str], images: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Errors, a table by class, the confusion matrix and calibration, as plain data; and which images to look at.
 
     Args:
         output: (n, num_classes) logits.
         labels: (n,) int64.
         classes: names by label.
+        images: what to call each image; None: nothing is said of single images.
 
     Returns:
         ``error_pct``, ``top5_error_pct``, ``num_images``, ``num_wrong``, ``loss``; ``classes`` (a list of ``name``,
-        ``num_images``, ``num_wrong``, ``error_pct``, ``precision_pct``); ``confusion`` (rows: true class, columns:
-        answer); ``calibration`` (``ece_pct`` and ``bins`` of confidence).
+        ``num_images``, ``num_wrong``, ``error_pct``, ``interval_pct`` (95 %, Wilson), ``precision_pct``); ``confusion``
+        (rows: true class, columns: answer); ``calibration`` (``ece_pct``, ``bins`` of confidence, and ``temperature``
+        with ``scaled_ece_pct``, see `_scaled`). With images: ``surest_wrong``, the wrong answers of highest
+        probability, and ``doubted``, the images whose label is probably wrong (`doubts`), each with ``image``,
+        ``label``, ``answer`` and ``probability`` (of the answer), `SHOWN` at most; ``num_doubted``, how many there are.
     """
     errors = count_errors(output, labels)
     truth, answer = labels.numpy(), output.argmax(1).numpy()
@@ -152,13 +161,14 @@ def full_report(output: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[
     answered = confusion.sum(0)
     table = []
     for label, name in enumerate(classes):
-        images, right = int(confusion[label].sum()), int(confusion[label, label])
+        seen, right = int(confusion[label].sum()), int(confusion[label, label])
         table.append(
             {
                 "name": name,
-                "num_images": images,
-                "num_wrong": images - right,
-                "error_pct": 100 * (images - right) / images if images else None,
+                "num_images": seen,
+                "num_wrong": seen - right,
+                "error_pct": 100 * (seen - right) / seen if seen else None,
+                "interval_pct": interval_pct(seen - right, seen) if seen else None,
                 "precision_pct": 100 * right / int(answered[label]) if answered[label] else None,
             }
         )
@@ -170,8 +180,93 @@ def full_report(output: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[
         "loss": errors.loss,
         "classes": table,
         "confusion": confusion.tolist(),
-        "calibration": _calibration(output, labels),
+        "calibration": _calibration(output, labels) | _scaled(output, labels),
+        **({} if images is None else _to_look_at(output, labels, classes, images)),
     }
+
+
+def interval_pct(wrong: int, images: int) -> list[float]:
+    """95 % interval of an error from so many wrong answers, per cent (Wilson, 1927)."""
+    share, spread = wrong / images, Z**2 / images
+    middle = (share + spread / 2) / (1 + spread)
+    half = Z * (share * (1 - share) / images + spread / (4 * images)) ** 0.5 / (1 + spread)
+    return [100 * max(0.0, middle - half), 100 * min(1.0, middle + half)]
+
+
+def doubts(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """How doubtful labels are, judged by a network that has not seen the images.
+
+    Source: Northcutt et al., 2021, "Confident learning": the normalised margin, and the off-diagonal of the confident
+    joint (Eq. 1 and 2): an image is another class's if that class's probability reaches what is usual for its own
+    images, and no other class does so with a higher one.
+
+    Args:
+        probabilities: (n, num_classes).
+        labels: (n,) int64.
+
+    Returns:
+        (n,) scores, from 0 (the label is sure) to 1 (another class is); (n,) bool, whether the label is probably wrong.
+    """
+    own = probabilities.gather(1, labels.unsqueeze(1)).squeeze(1)
+    others = probabilities.scatter(1, labels.unsqueeze(1), -1.0).max(1).values
+    count = torch.bincount(labels, minlength=probabilities.shape[1])
+    usual = torch.zeros(probabilities.shape[1], dtype=own.dtype).index_add_(0, labels, own) / count
+    reached = torch.where(probabilities >= usual, probabilities, -1.0)  # of a class without images: never
+    likely = reached.argmax(1)
+    return (1 + others - own) / 2, (likely != labels) & (reached.max(1).values >= 0)
+
+
+def _to_look_at(output: Tensor, labels: Tensor, classes: Sequence[str], images: Sequence[str]) -> dict[str, Any]:
+    probabilities = output.double().softmax(1)
+    sure, answer = probabilities.max(1)
+    score, doubted = doubts(probabilities, labels)
+
+    def shown(places: Tensor, order: Tensor) -> list[dict[str, Any]]:
+        return [
+            {
+                "image": images[place],
+                "label": classes[int(labels[place])],
+                "answer": classes[int(answer[place])],
+                "probability": round(float(sure[place]), 4),
+            }
+            for place in places[order[places].argsort(descending=True, stable=True)][:SHOWN].tolist()
+        ]
+
+    wrong = (answer != labels).nonzero().flatten()
+    doubted = (doubted & (answer != labels)).nonzero().flatten()
+    return {
+        "surest_wrong": shown(wrong, sure),
+        "num_doubted": len(doubted),
+        "doubted": shown(doubted, score),
+    }
+
+
+def _scaled(output: Tensor, labels: Tensor) -> dict[str, Any]:
+    """What one temperature for all logits makes of the calibration (Guo et al., 2017, Section 4.2).
+
+    ``temperature`` is fitted to all images. ``scaled_ece_pct`` is honest: each half of the images, by turns, is divided
+    by the temperature of the other half.
+    """
+    if len(labels) < FEWEST_TO_SCALE:
+        return {}
+    turn = torch.arange(len(labels)) % 2 == 0
+    scaled = torch.empty_like(output, dtype=torch.float64)
+    for half in (turn, ~turn):
+        scaled[half] = output[half].double() / temperature(output[~half], labels[~half])
+    return {"temperature": temperature(output, labels), "scaled_ece_pct": _calibration(scaled, labels)["ece_pct"]}
+
+
+def temperature(output: Tensor, labels: Tensor) -> float:
+    """The number that logits are divided by so that their cross-entropy is least, from 0.05 to 20."""
+    from scipy.optimize import minimize_scalar
+
+    logits = output.double()
+
+    def loss(log: float) -> float:
+        return float(F.cross_entropy(logits / np.exp(log), labels))
+
+    found: Any = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-4})
+    return float(np.exp(found.x))
 
 
 def _calibration(output: Tensor, labels: Tensor) -> dict[str, Any]:

@@ -165,7 +165,10 @@ class Evaluate:
         if crop not in passes:
             raise UserError(f"--crop {crop}; this network's test crops are {', '.join(map(str, passes))}")
         output, labels = inference.logits(found.model, passes[crop], devices.resolve(self.precision, device))
-        report = {"split": data.split, **inference.full_report(output, labels, data.classes)}
+        report = {
+            "split": data.split,
+            **inference.full_report(output, labels, data.classes, data.names(self.data_root)),
+        }
         if self.json:
             print(json.dumps(report))
         else:

@@ -26,8 +26,8 @@ def read(
     root: Path | None,
     leave_out: Collection[str] = (),
     written: Collection[str] | None = None,
-) -> tuple[tuple[str, ...], ImageFiles, ImageFiles, str]:
-    """Classes, images to train on and images to evaluate on, and what these are.
+) -> tuple[tuple[str, ...], ImageFiles, ImageFiles, str, tuple[tuple[str, str], ...]]:
+    """Classes, images to train on and images to evaluate on, what these are, and copies of the former among the latter.
 
     With ``val/`` there, those in it are evaluated (``test``); else, or with ``spec.holdout``, some of the others are
     kept for that (``holdout``), by `divide`. Every file is read once before (`preresnet.data.scan`), so that a broken
@@ -53,7 +53,10 @@ def read(
         listed = list(map(normal, whole.listed(root)))
         _refuse_broken(found, root, {*listed, *map(normal, tested.listed(root))})
         if is_test:
-            return classes, whole, tested, "test"
+            seen, shown = set(listed), set(map(normal, tested.listed(root)))
+            both = [(one, other) for pair in like(found) for one, other in (pair, pair[::-1])]
+            across = tuple(sorted((one, other) for one, other in both if one in shown and other in seen))
+            return classes, whole, tested, "test", across
         if written is not None:
             kept = places(listed, written)
         else:
@@ -65,9 +68,10 @@ def read(
             f"of the {len(whole):,} images in {root / part} {len(kept):,} would be kept for validation; give more "
             "images, another data.share, or val/"
         )
-    evaluated = torch.zeros(len(whole), dtype=torch.bool)
-    evaluated[kept] = True
-    return classes, whole.take((~evaluated).nonzero().flatten()), whole.take(evaluated.nonzero().flatten()), "holdout"
+    held = torch.zeros(len(whole), dtype=torch.bool)
+    held[kept] = True
+    training, evaluation = (whole.take(chosen.nonzero().flatten()) for chosen in (~held, held))
+    return classes, training, evaluation, "holdout", ()
 
 
 def evaluated(

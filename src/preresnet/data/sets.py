@@ -50,6 +50,7 @@ class ImageSet:
         evaluation: images that errors are measured on.
         split: what ``evaluation`` is: ``test``, or ``holdout`` for held-out training images.
         note: what a user should know of it.
+        across: pairs of images that are copies, one to evaluate on and one to train on, by their paths.
     """
 
     classes: tuple[str, ...]
@@ -57,12 +58,19 @@ class ImageSet:
     evaluation: Images | ImageFiles
     split: str
     note: str = ""
+    across: tuple[tuple[str, str], ...] = ()
 
     @property
     def num_listed(self) -> int:
         """How many image files were left out because a list names them."""
         parts = (self.train, self.evaluation)
         return sum(part.left_out.get(files.LISTED, 0) for part in parts if isinstance(part, ImageFiles))
+
+    def names(self, root: Path | None) -> list[str]:
+        """What to call each image of ``evaluation``: its path from ``root`` on, or its number."""
+        if isinstance(self.evaluation, ImageFiles):
+            return self.evaluation.listed(root or self.evaluation.root)
+        return [f"{self.split} image {number}" for number in range(len(self.evaluation))]
 
     def words(self) -> str:
         """How many images of how many classes were read from where, and what was left out."""
@@ -106,7 +114,8 @@ def load(spec: DataSpec, root: Path | None, leave_out: Path | None = None, writt
     listed = leaving_out.read(leave_out) if leave_out else frozenset()
     if isinstance(spec, Photographs):
         kept = leaving_out.read(written) if written else None
-        return ImageSet(*division.read(spec, root, listed, kept))
+        classes, training, testing, split, across = division.read(spec, root, listed, kept)
+        return ImageSet(classes, training, testing, split, across=across)
     if isinstance(spec, ImagesInFiles):
         classes, training, testing = files.read(spec.name, root, test=spec.holdout == 0, leave_out=listed)
     else:

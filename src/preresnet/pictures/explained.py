@@ -1,5 +1,6 @@
 """Where in an image an answer comes from, drawn over the image."""
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +9,11 @@ from preresnet.pictures.canvas import FAINT, PAPER, SIZE, TEXT, plain, wrapped
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
+    from PIL import Image
 
 NAME_LETTERS = 40  # of a class's name
+COLOURS, PALE, SHARE = "RdBu_r", 128, 0.55  # for (red) and against (blue); of the grey picture beneath; of the colours
+THUMBNAIL = 96  # pixels
 
 
 def draw_explained(
@@ -32,15 +36,15 @@ def draw_explained(
     height, width, channels = pixels.shape
     grey = pixels.reshape(height, width, channels).mean(2)
     seen.imshow(pixels if channels == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
-    over.imshow(grey, cmap="gray", vmin=-128, vmax=255)  # pale, so that the colours stand out
+    over.imshow(grey, cmap="gray", vmin=-PALE, vmax=255)  # pale, so that the colours stand out
     limit = max(float(abs(contributions).max()), 1e-6)
     colours = over.imshow(
         contributions,
         extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-        cmap="RdBu_r",
+        cmap=COLOURS,
         vmin=-limit,
         vmax=limit,
-        alpha=0.55,
+        alpha=SHARE,
         interpolation="bilinear",
     )
     answers = [f"{_short(one['class'])}: {100 * one['probability']:.1f} %" for one in top]
@@ -54,6 +58,33 @@ def draw_explained(
     bar.ax.tick_params(labelsize=8, colors=TEXT)
     bar.ax.yaxis.label.set(fontsize=8, color=TEXT)
     return figure
+
+
+def thumbnails(pixels: "np.ndarray", contributions: "np.ndarray") -> tuple[bytes, bytes]:
+    """A small picture of an image, and one of where its answer comes from, as JPEG.
+
+    Args:
+        pixels: (h, w, 1 or 3) uint8.
+        contributions: (h', w'), to the answer's logit.
+    """
+    import numpy as np
+    from matplotlib import colormaps
+    from PIL import Image
+
+    size = min(THUMBNAIL, pixels.shape[0])
+    image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]).convert("RGB").resize((size, size))
+    limit = max(float(abs(contributions).max()), 1e-6)
+    places = Image.fromarray((contributions / limit).astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR)
+    colours = colormaps[COLOURS](np.asarray(places) / 2 + 0.5)[..., :3]
+    grey = (np.asarray(image.convert("L"), dtype=np.float32)[..., None] + PALE) / (255 + PALE)
+    over = Image.fromarray((255 * (SHARE * colours + (1 - SHARE) * grey)).round().astype(np.uint8))
+    return _jpeg(image), _jpeg(over)
+
+
+def _jpeg(image: "Image.Image") -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=80)
+    return file.getvalue()
 
 
 def _short(name: str) -> str:

@@ -20,6 +20,7 @@ class RunContent:
         lines: of ``metrics.jsonl``.
         evaluation: ``evaluation.json``; None where the run left none.
         probes: of ``probe.jsonl``: signal and gradient along training.
+        thumbnails: of ``thumbnails.json``: by image, a picture of it and one of where its answer comes from.
     """
 
     entry: RunEntry
@@ -29,6 +30,7 @@ class RunContent:
     lines: list[dict[str, Any]] = field(default_factory=list)
     evaluation: dict[str, Any] | None = None
     probes: list[dict[str, Any]] = field(default_factory=list)
+    thumbnails: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

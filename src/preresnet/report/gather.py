@@ -1,6 +1,7 @@
 """The content of a report, read from folders of studies and of runs."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,8 @@ def _run(place: Path, said: RunEntry | None) -> RunContent:
             f"{place / folder.EVALUATION_FILE} does not hold {', '.join(missing)}; "
             f"`preresnet evaluate {place} --json` prints what belongs there"
         )
+    small = _read(place / folder.THUMBNAILS_FILE) or {}
+    thumbnails = {name: found for name, found in small.items() if _is_pictures(found)}
     lines, probes = runlog.read(place), watch.read(place)
     missing = _missing(probes, [_PROBE])
     if missing:
@@ -112,7 +115,13 @@ def _run(place: Path, said: RunEntry | None) -> RunContent:
     elif entry.status == "done" and not stored["result"]:
         entry = replace(entry, message=f"{place / folder.RESULT_FILE} is missing; the error is the study's")
     step = max((line["step"] for line in lines), default=0)
-    return RunContent(entry, place, step, result, lines, stored["evaluation"], probes)
+    return RunContent(entry, place, step, result, lines, stored["evaluation"], probes, thumbnails)
+
+
+def _is_pictures(found: Any) -> bool:
+    """Two JPEG files within a page, small enough for it."""
+    pattern = r"data:image/jpeg;base64,[A-Za-z0-9+/=]{1,40000}"
+    return isinstance(found, list) and len(found) == 2 and all(re.fullmatch(pattern, str(one)) for one in found)
 
 
 def _missing(found: Any, shape: Any, name: str = "") -> list[str]:

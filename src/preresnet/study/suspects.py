@@ -72,8 +72,8 @@ def find(asked: Asked, report: Callable[[str], None] = lambda line: None) -> dic
 
     Returns:
         ``num_images``, ``folds``, ``error_pct`` of the answers, and ``suspects``: for every image ``file``, ``label``,
-        ``answer`` (the likeliest class, given what the others look like) and ``score``, from 0 (the label is sure) to 1
-        (another is); the most suspicious first.
+        ``answer`` (the likeliest class, given what the others look like), ``score``, from 0 (the label is sure) to 1
+        (another is), and ``probably_wrong``; the most suspicious first.
 
     Raises:
         UserError: bad input.
@@ -203,21 +203,15 @@ def _answers(request: folder.Request, data: ImageSet) -> Tensor:
 
 
 def _judged(paths: list[str], labels: Tensor, probabilities: Tensor, classes: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Every image with its score, the most suspicious first.
-
-    The score is the normalised margin: (1 + p(likeliest other class) - p(label)) / 2.
-
-    Source: Northcutt et al., 2021, "Confident learning", Section 3.2.
-    """
-    own = probabilities.gather(1, labels.unsqueeze(1)).squeeze(1)
-    others = probabilities.scatter(1, labels.unsqueeze(1), -1.0).max(1).values
-    score, answer = (1 + others - own) / 2, probabilities.argmax(1)
+    """Every image with its score, the most suspicious first (`inference.doubts`)."""
+    (score, doubted), answer = inference.doubts(probabilities, labels), probabilities.argmax(1)
     return [
         {
             "file": paths[place],
             "label": classes[int(labels[place])],
             "answer": classes[int(answer[place])],
             "score": round(float(score[place]), 6),
+            "probably_wrong": bool(doubted[place]),
         }
         for place in torch.argsort(score, descending=True, stable=True).tolist()
     ]

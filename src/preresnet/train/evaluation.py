@@ -1,13 +1,21 @@
 """What a run measures of its network: errors on the way, and at the end all that its result says."""
 
+import base64
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from preresnet import inference
+from preresnet.data.crops import test_crop
+from preresnet.data.files import ImageFiles
 from preresnet.data.loaders import evaluations
+from preresnet.data.sets import Images
+from preresnet.model.network import Network
+from preresnet.pictures import explained
+from preresnet.recipe import ImagesInFiles
 from preresnet.signals import Signals
 from preresnet.spec import to_json
 from preresnet.train import folder
@@ -36,10 +44,49 @@ def evaluate(run: Run, signals: Signals) -> None:
     entry: dict[str, Any] = {"step": step, "split": run.data.split, "loss": errors.loss, **_shares(errors)}
     if last:
         entry["other_crops"] = {str(crop): _shares(inference.count_errors(*answers(crop))) for crop in others}
-        report = {"split": run.data.split, **inference.full_report(output, labels, run.data.classes)}
+        names, across = run.data.names(run.request.data_root), run.data.across
+        report = {"split": run.data.split, **inference.full_report(output, labels, run.data.classes, names)}
+        report["num_copies_across"] = len({image for image, _ in across})
+        report["copies_across"] = [{"image": image, "of": of} for image, of in across[: inference.SHOWN]]
         folder.write_text(run.request.out / folder.EVALUATION_FILE, json.dumps(report) + "\n")
+        wanted = [one["image"] for key in ("surest_wrong", "doubted") for one in report[key]]
+        small = _thumbnails(run, model, names, list(dict.fromkeys(wanted)))
+        folder.write_text(run.request.out / folder.THUMBNAILS_FILE, json.dumps(small) + "\n")
     progress.evaluations.append(entry)
     run.log.write(step, split=run.data.split, error_pct=errors.error_pct, evaluation_loss=errors.loss)
+
+
+def _thumbnails(run: Run, model: Network, names: Sequence[str], wanted: Sequence[str]) -> dict[str, list[str]]:
+    """Of each image a small picture, and one of where its answer comes from: JPEG files as addresses of their bytes."""
+    if not wanted:
+        return {}
+    places = {name: place for place, name in enumerate(names)}
+    chosen = run.evaluation_images.take(torch.tensor([places[name] for name in wanted], device=_device_of(run)))
+    model.eval()  # it has just answered, with its norms folded
+    x, pixels = _seen(run, chosen)
+    maps = inference.class_maps(model, x)[1].float().cpu().numpy()
+    run.begin()
+    small = (explained.thumbnails(one, where) for one, where in zip(pixels.cpu().numpy(), maps, strict=True))
+    return {
+        name: [f"data:image/jpeg;base64,{base64.b64encode(part).decode()}" for part in both]
+        for name, both in zip(wanted, small, strict=True)
+    }
+
+
+def _device_of(run: Run) -> torch.device:
+    return run.evaluation_images.labels.device
+
+
+def _seen(run: Run, images: Images | ImageFiles) -> tuple[Tensor, Tensor]:
+    """Images as they are tested: (n, c, h, w) for the network, (n, h, w, c) uint8 for people."""
+    data = run.recipe.data
+    if isinstance(images, Images):
+        pixels = images.pixels
+    else:
+        assert isinstance(data, ImagesInFiles)
+        crops = (test_crop(images.path(n), data.test_sides[0], data.test_crops[0]) for n in range(len(images)))
+        pixels = torch.stack(list(crops)).to(run.device)
+    return run.normalisation(pixels).permute(0, 3, 1, 2), pixels
 
 
 def _until_stopped(

@@ -29,6 +29,7 @@ RECIPE_FILE, NETWORK_FILE, RUN_FILE, RESULT_FILE = "recipe.json", "network.json"
 EVALUATION_FILE = (
     "evaluation.json"  # what `inference.full_report` found at the last step, as `evaluate --json` prints it
 )
+THUMBNAILS_FILE = "thumbnails.json"  # of the images that the evaluation names
 CURVE_FILE, LEAVE_OUT_FILE, VALIDATION_FILE = "curve.png", "leave-out.txt", "validation.txt"
 T = TypeVar("T")
 LOCK_FILE, HOLDER_FILE = ".lock", ".holder.json"
