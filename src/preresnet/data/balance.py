@@ -52,6 +52,7 @@ def choose(spec: Photographs, labels: Tensor, classes: Sequence[str]) -> Balance
     factors = (most / counts.clamp(min=1)).float().sqrt()
     if kind == "sampling":
         factors = factors.clamp(max=MOST)
-        return Balance(factors[labels], None, f"{why}; images of {rarest} are seen {factors.max():.1f} times an epoch")
+        repeats = factors[labels]
+        return Balance(repeats, None, f"{why}; images of {rarest} are seen {repeats.max():.1f} times an epoch")
     weights = factors / factors[labels].mean()
     return Balance(None, weights, f"{why}; images of {rarest} count {weights[counts > 0].max():.1f} times")
