@@ -201,7 +201,7 @@ def test_a_page_shows_images_and_stays_small(photos: Path, tmp_path: Path) -> No
         "--out",
         str(out),
     ]
-    assert main(["train", "images/resnet8-preact", *options]) == 0
+    assert main([*SMALL, *options]) == 0
     found = json.loads((out / "evaluation.json").read_text())
     assert found["surest_wrong"]
     assert main(["report", str(out)]) == 0

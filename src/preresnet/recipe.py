@@ -182,6 +182,10 @@ class Photographs(ImagesInFiles):
     a class counts as the square root of its images. auto: sampling where the largest class has more than twice as many
     images as the smallest, none elsewhere; the run says which, and why."""
 
+    broken: Literal["error", "skip"] = "error"
+    """What is done with a file or record that is no whole image. error: the run ends; skip: another image takes its
+    place, and the run names it."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         low, high = self.area

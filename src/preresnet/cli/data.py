@@ -100,3 +100,41 @@ class Suspects:
             display.suspects(found)
             print(f"all      {self.out / suspects.SUSPECTS_FILE}")
         return 0
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Put a folder of images into tar shards, which WebDataset and `preresnet train` read.
+
+    The files stay as they are. In OUT there are train-000000.tar and so on, val-000000.tar where DIR has val/, and
+    classes.txt.
+    """
+
+    folder: Annotated[Positional[Path], arg(metavar="DIR")]
+    """The folder, as for `preresnet data check`."""
+    out: Annotated[Positional[Path], arg(metavar="OUT")]
+    """Folder for the shards; created."""
+    megabytes: int = 256
+    """Size of a shard, about."""
+    seed: int = 0
+    """Of the order of the images in the shards."""
+    leave_out: Path | None = None
+    """List of image files that are not put in, as `preresnet data check DIR --list-out FILE` writes it."""
+    json: bool = False
+    """Print one JSON object instead of lines."""
+
+    def run(self) -> int:
+        """Write the shards, and print how many there are."""
+        from preresnet.data import leaving_out, sharding
+        from preresnet.fields import UserError
+
+        if self.megabytes < 1:
+            raise UserError(f"--megabytes {self.megabytes}; it must be 1 or more")
+        listed = leaving_out.read(self.leave_out) if self.leave_out else ()
+        found = sharding.write(self.folder, self.out, self.megabytes, self.seed, listed)
+        if self.json:
+            print(json.dumps(found))
+        else:
+            print(f"shards   {self.out}: {len(found['shards']):,}, {found['num_images']:,} images")
+            print(f"next     {shown('train', 'images/resnet18-preact', '--data-root', self.out, '--out', 'RUN')}")
+        return 0

@@ -39,6 +39,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Suspects",
         "Find labels that are probably wrong: each image is judged by a network that has not seen it.",
     ),
+    "data shard": (
+        "data",
+        "Shard",
+        "Put a folder of images into tar shards, which WebDataset and `preresnet train` read.",
+    ),
     "probe": (
         "probe",
         "ProbeCommand",

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from PIL import Image, ImageEnhance
@@ -30,7 +29,7 @@ class PaperCrops:
 
     spec: PaperPhotographs
 
-    def read(self, path: Path, chance: torch.Generator) -> torch.Tensor:
+    def read(self, path: images.File, chance: torch.Generator) -> torch.Tensor:
         """One crop: (size, size, 3) uint8; the same chance gives the same crop.
 
         Raises:
@@ -75,7 +74,7 @@ def augmented(image: Image.Image, spec: PaperPhotographs, chance: torch.Generato
     return image.point(table)
 
 
-def test_crop(path: Path, side: int, crop: int) -> torch.Tensor:
+def test_crop(path: images.File, side: int, crop: int) -> torch.Tensor:
     """The centre crop of a file, the same wherever a network answers for it: (crop, crop, 3) uint8.
 
     Args:

@@ -1,24 +1,59 @@
 """One's own images, divided into those to train on and those to validate with, by a rule or as it was written down."""
 
 import hashlib
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from preresnet.data import copies, files
+from preresnet.data import copies, files, shards
 from preresnet.data.files import ImageFiles
+from preresnet.data.images import open_image
 from preresnet.data.scan import Scan, path_of, scan
 from preresnet.data.walk import normal
 from preresnet.fields import UserError
-from preresnet.recipe import Photographs
+from preresnet.recipe import PHOTOGRAPHS, Photographs
 from preresnet.terminal import counting
 
+NAMED = 10  # broken images, at most
 HEAD = """\
 # Images that this run does not train on and is evaluated on, one a line: path from --data-root on, tab, class.
 """
+
+
+@dataclass(frozen=True)
+class Divided:
+    """One's own images as training sees them.
+
+    Args:
+        classes: names, by label.
+        train: images to train on.
+        evaluation: images that errors are measured on.
+        split: what these are: ``test``, or ``holdout`` for images kept out of training.
+        note: what a user should know of it.
+        across: pairs of images that are copies, one to evaluate on and one to train on, by their paths.
+    """
+
+    classes: tuple[str, ...]
+    train: ImageFiles
+    evaluation: ImageFiles
+    split: str
+    note: str = ""
+    across: tuple[tuple[str, str], ...] = ()
+
+
+def classes(root: Path | None) -> tuple[str, ...]:
+    """Names of the classes of one's own images, in folders or in shards.
+
+    Raises:
+        ValueError: there are none.
+    """
+    return shards.classes(root) if root is not None and shards.find(root) else files.classes(PHOTOGRAPHS, root)
 
 
 def read(
@@ -26,8 +61,8 @@ def read(
     root: Path | None,
     leave_out: Collection[str] = (),
     written: Collection[str] | None = None,
-) -> tuple[tuple[str, ...], ImageFiles, ImageFiles, str, tuple[tuple[str, str], ...]]:
-    """Classes, images to train on and images to evaluate on, what these are, and copies of the former among the latter.
+) -> Divided:
+    """Images to train on and images to evaluate on.
 
     With ``val/`` there, those in it are evaluated (``test``); else, or with ``spec.holdout``, some of the others are
     kept for that (``holdout``), by `divide`. Every file is read once before (`preresnet.data.scan`), so that a broken
@@ -42,58 +77,127 @@ def read(
     Raises:
         ValueError: a folder or class is missing, or a file is no whole image; it is named.
     """
+    if root is not None and shards.find(root):
+        return _of_shards(spec, root, leave_out, written)
     root, part = files.training_place(root)
-    classes = files.classes(spec.name, root)
+    names = files.classes(spec.name, root)
     with counting("files") as report, scan(root, report) as found:
-        whole = files.split(root, part, classes, leave_out)
+        if spec.broken == "skip":
+            leave_out = {*leave_out, *broken(found)}
+        whole = files.split(root, part, names, leave_out)
         tested = files.split(root, "val", (), leave_out)
         is_test = (root / "val").is_dir() and not spec.holdout
         if is_test:
-            tested = files.split(root, "val", files.matching(root, classes), leave_out)
+            tested = files.split(root, "val", files.matching(root, names), leave_out)
         listed = list(map(normal, whole.listed(root)))
         _refuse_broken(found, root, {*listed, *map(normal, tested.listed(root))})
         if is_test:
             seen, shown = set(listed), set(map(normal, tested.listed(root)))
             both = [(one, other) for pair in like(found) for one, other in (pair, pair[::-1])]
             across = tuple(sorted((one, other) for one, other in both if one in shown and other in seen))
-            return classes, whole, tested, "test", across
+            return Divided(names, whole, tested, "test", across=across)
         if written is not None:
             kept = places(listed, written)
         else:
             share = spec.holdout / len(whole) if spec.holdout else spec.share
             grouped = groups(listed, like(found), spec.group_by)
             kept = divide(whole.labels.tolist(), grouped, share, spec.split_seed)
+    return Divided(names, *_apart(whole, kept, root / part), "holdout")
+
+
+def _apart(whole: ImageFiles, kept: Sequence[int], place: Path) -> tuple[ImageFiles, ImageFiles]:
+    """The images without those that are kept for validation, and those."""
     if not 0 < len(kept) < len(whole):
         raise UserError(
-            f"of the {len(whole):,} images in {root / part} {len(kept):,} would be kept for validation; give more "
+            f"of the {len(whole):,} images in {place} {len(kept):,} would be kept for validation; give more "
             "images, another data.share, or val/"
         )
     held = torch.zeros(len(whole), dtype=torch.bool)
-    held[kept] = True
-    training, evaluation = (whole.take(chosen.nonzero().flatten()) for chosen in (~held, held))
-    return classes, training, evaluation, "holdout", ()
+    held[list(kept)] = True
+    return whole.take((~held).nonzero().flatten()), whole.take(held.nonzero().flatten())
+
+
+def _of_shards(spec: Photographs, root: Path, leave_out: Collection[str], written: Collection[str] | None) -> Divided:
+    """As `read`, for images in shards: copies are not looked for, and broken ones are found when they are needed."""
+    found = shards.find(root)
+    assert found is not None
+    if not found.by_split["train"]:
+        raise UserError(f"{shards.address(root)} has no shards to train on; name some train-*.tar, say")
+    names, whole = shards.read(root, "train", leave_out)
+    if found.by_split["val"] and not spec.holdout:
+        known, tested = shards.read(root, "val", leave_out)
+        labels = files.labels_by_name(known, names, f"the shards to test in {shards.address(root)}")
+        tested, note = _readable(spec, replace(tested, labels=labels[tested.labels]))
+        return Divided(names, whole, tested, "test", note)
+    listed = list(map(normal, whole.listed(root)))
+    if written is None:
+        share = spec.holdout / len(whole) if spec.holdout else spec.share
+        kept = divide(whole.labels.tolist(), groups(listed, (), spec.group_by), share, spec.split_seed)
+    else:
+        kept = places(listed, written)
+    train, tested = _apart(whole, kept, root)
+    tested, note = _readable(spec, tested)
+    return Divided(names, train, tested, "holdout", note)
 
 
 def evaluated(
     spec: Photographs, root: Path | None, leave_out: Collection[str] = (), written: Collection[str] | None = None
-) -> tuple[tuple[str, ...], ImageFiles, str, str]:
-    """Classes and images for a network that is trained, what these are, and what a user should know of them.
+) -> Divided:
+    """Images for a network that is trained; none to train on.
 
     Those in ``val/``; without it, those that the network's run has kept for that; where none of them is there, all.
     """
+    packed = shards.find(root) if root is not None else None
     root, part = files.training_place(root)
-    if (root / "val").is_dir() and not spec.holdout:
-        found, _, tested = files.read("folder", root, train=False, leave_out=leave_out)
-        return found, tested, "test", ""
-    found = files.classes(spec.name, root)
-    whole = files.split(root, part, found, leave_out)
+    if packed:
+        is_test = bool(packed.by_split["val"]) and not spec.holdout
+        found, whole = shards.read(root, "val" if is_test else "train", leave_out)
+        if is_test:
+            whole, note = _readable(spec, whole)
+            return Divided(found, _none(whole), whole, "test", note)
+    elif (root / "val").is_dir() and not spec.holdout:
+        found, none, tested = files.read("folder", root, train=False, leave_out=leave_out)
+        return Divided(found, none, tested, "test")
+    else:
+        found = files.classes(spec.name, root)
+        whole = files.split(root, part, found, leave_out)
     kept = places(map(normal, whole.listed(root)), written or ())
     if not kept:
         why = "none of them is an image that the run kept for validation" if written else "it holds no val/"
-        return found, whole, "test", f"all images in {root / part} are measured: {why}"
+        return Divided(found, _none(whole), whole, "test", f"all images in {root / part} are measured: {why}")
     missing = len(set(map(normal, written or ()))) - len(kept)
     note = f"{missing:,} of the images that the run kept for validation are not there" if missing else ""
-    return found, whole.take(torch.tensor(kept)), "holdout", note
+    tested = whole.take(torch.tensor(kept))
+    if packed:
+        tested, more = _readable(spec, tested)
+        note = "; ".join(filter(None, (note, more)))
+    return Divided(found, _none(whole), tested, "holdout", note)
+
+
+def _none(images: ImageFiles) -> ImageFiles:
+    return images.take(torch.arange(0))
+
+
+def _readable(spec: Photographs, tested: ImageFiles) -> tuple[ImageFiles, str]:
+    """The images of shards that are whole, where broken ones are to be skipped, and which were skipped, in words."""
+    if spec.broken != "skip":
+        return tested, ""
+    broken: dict[int, str] = {}
+
+    def look(index: int) -> None:
+        try:
+            open_image(tested.file(index), spec.test_sides[0])
+        except UserError as error:
+            broken[index] = str(error)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(look, range(len(tested))))
+    if not broken:
+        return tested, ""
+    whole = [index for index in range(len(tested)) if index not in broken]
+    said = "; ".join(broken[index] for index in sorted(broken)[:NAMED])
+    note = f"{len(broken):,} images to evaluate on are broken and skipped: {said}"
+    return tested.take(torch.tensor(whole, dtype=torch.int64)), note
 
 
 def broken(found: Scan) -> dict[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,10 @@ from torch import Tensor
 from preresnet.data.walk import entries, find, kind_of, normal
 from preresnet.recipe import DATA_SETS, PHOTOGRAPHS
 from preresnet.spec import UserError
+
+if TYPE_CHECKING:
+    from preresnet.data.images import File
+    from preresnet.data.shards import Packing
 
 LAYOUT = "--data-root takes a folder with train/CLASS/ and val/CLASS/, full of image files"
 OWN_LAYOUT = (
@@ -32,12 +37,14 @@ class ImageFiles:
         names: (n,) file names as bytes: an array takes a tenth of the memory of n paths.
         labels: (n,) int64.
         left_out: how many files below the folder were left out, by kind.
+        packing: where they lie in shards; None: they are files of their own.
     """
 
     root: Path
     names: np.ndarray
     labels: Tensor
     left_out: Mapping[str, int] = field(default_factory=dict)
+    packing: "Packing | None" = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,14 +56,26 @@ class ImageFiles:
 
     def take(self, index: Tensor) -> "ImageFiles":
         """Some of the files, in the order of ``index`` (m,) int64."""
-        return ImageFiles(self.root, self.names[index.numpy()], self.labels[index], self.left_out)
+        chosen = index.cpu().numpy()
+        packing = self.packing and self.packing.take(chosen)
+        return ImageFiles(self.root, self.names[chosen], self.labels[index], self.left_out, packing)
 
     def path(self, index: int) -> Path:
         """Of one file."""
         return self.root / os.fsdecode(self.names[index])
 
+    def file(self, index: int) -> "File":
+        """What to read one image from: its path, or its bytes in a shard.
+
+        Raises:
+            ValueError: the shard cannot be read; it is named.
+        """
+        return self.path(index) if self.packing is None else self.packing.read(index, os.fsdecode(self.names[index]))
+
     def listed(self, start: Path) -> list[str]:
         """Paths of all files from a folder on that lies above, with slashes, as lists of files hold them."""
+        if self.packing is not None:
+            return [os.fsdecode(name) for name in self.names]
         inside = os.path.relpath(self.root, start)
         return [slashed(os.path.normpath(os.path.join(inside, os.fsdecode(name)))) for name in self.names]
 

@@ -1,5 +1,6 @@
 """Image files as pixels: every picture format of Pillow, whole, upright, with 8 bits a channel."""
 
+import io
 import os
 import stat
 from collections.abc import Callable
@@ -78,17 +79,34 @@ class Stored:
         return (self.height, self.width) if self.orientation in SIDEWAYS else (self.width, self.height)
 
 
+@dataclass(frozen=True)
+class Packed:
+    """An image file that is part of another file.
+
+    Args:
+        name: for messages.
+        data: its bytes.
+    """
+
+    name: str
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+File = Path | Packed
 Least = int | Callable[[int, int], int] | None
 
 
-def open_image(path: Path, least: Least = None, mode: str = "RGB") -> Image.Image:
+def open_image(path: File, least: Least = None, mode: str = "RGB") -> Image.Image:
     """One image, whole and upright; of several in a file, the first.
 
     16 bits a channel become the upper 8 of them. Colours are kept and an alpha channel is left out, as torchvision's
     loader does. 32-bit integers and floating-point numbers are refused: their files do not say which value is white.
 
     Args:
-        path: of the file.
+        path: of the file, or what it holds.
         least: the shorter side that is needed, or what gives it for the upright image's width and height: JPEG files
             are decoded at a fraction of their size that still has it, which saves most of the time that large
             photographs take. None decodes them as they are.
@@ -100,15 +118,10 @@ def open_image(path: Path, least: Least = None, mode: str = "RGB") -> Image.Imag
     return inspect(path, least, mode)[0]
 
 
-def inspect(path: Path, least: Least = None, mode: str = "RGB") -> tuple[Image.Image, Stored]:
+def inspect(path: File, least: Least = None, mode: str = "RGB") -> tuple[Image.Image, Stored]:
     """As `open_image`, and how the image lies in its file."""
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for somebody who writes to it
-            raise UserError("it is a folder" if stat.S_ISDIR(status.st_mode) else "it is not a regular file")
-        if status.st_size == 0:
-            raise UserError("it is empty")
-        with Image.open(path, formats=_formats()) as opened:
+        with Image.open(_checked(path), formats=_formats()) as opened:
             stored, size = opened.mode, opened.size
             animated = bool(getattr(opened, "is_animated", False))
             if callable(least):  # EXIF of a JPEG file is read before its pixels, that of a PNG file perhaps behind them
@@ -126,6 +139,20 @@ def inspect(path: Path, least: Least = None, mode: str = "RGB") -> tuple[Image.I
             return image if turned is None else image.transpose(turned), found
     except Exception as error:  # a damaged file brings almost any kind out of Pillow, MemoryError among them
         raise UserError(f"{path}: cannot be read as an image ({_reason(error)})") from None
+
+
+def _checked(file: File) -> Path | io.BytesIO:
+    """What Pillow opens, where there is something in it."""
+    if isinstance(file, Packed):
+        if not file.data:
+            raise UserError("it is empty")
+        return io.BytesIO(file.data)
+    status = os.stat(file)
+    if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for somebody who writes to it
+        raise UserError("it is a folder" if stat.S_ISDIR(status.st_mode) else "it is not a regular file")
+    if status.st_size == 0:
+        raise UserError("it is empty")
+    return file
 
 
 def _orientation(image: Image.Image) -> int:

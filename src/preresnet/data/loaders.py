@@ -19,7 +19,13 @@ from preresnet.recipe import DataSpec, ImagesInFiles, ImagesInMemory, Photograph
 
 
 class Batches(Protocol):
-    """Augmented batches as a pure function of the step."""
+    """Augmented batches as a pure function of the step.
+
+    Attributes:
+        broken: what was wrong with images that were skipped.
+    """
+
+    broken: set[str]
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """A batch on the device that trains.
@@ -57,6 +63,7 @@ class TrainingBatches:
         self.normalisation = normalisation
         self.order = ImageOrder(len(images), batch, seed)
         self.small_steps = small_steps
+        self.broken: set[str] = set()
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """The batch of a step.
@@ -109,7 +116,7 @@ def training_batches(
     balance = choose(spec, images.labels, classes)
     order = ImageOrder(len(images), batch, seed, balance.repeats)
     mixing = Mixing(spec, len(classes), seed, balance.weights)
-    return FileBatches(images, Crops(spec), normalisation, order, workers, mixing)
+    return FileBatches(images, Crops(spec), normalisation, order, workers, mixing, spec.broken == "skip")
 
 
 def fit(images: Images | ImageFiles, spec: DataSpec) -> Normalisation:
@@ -167,7 +174,8 @@ def evaluations(
     if not isinstance(images, ImageFiles):
         return {spec.image_size: evaluation_batches(images, normalisation)}
     assert isinstance(spec, ImagesInFiles)
+    skip = isinstance(spec, Photographs) and spec.broken == "skip"
     return {
-        crop: streaming.centre_batches(images, side, crop, normalisation, workers)
+        crop: streaming.centre_batches(images, side, crop, normalisation, workers, skip=skip)
         for crop, side in zip(spec.test_crops, spec.test_sides, strict=True)
     }

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +49,7 @@ class Crops:
     def _erasing(self) -> v2.Transform:
         return v2.RandomErasing(p=1.0, value=list(map(float, GREY)))  # type: ignore[arg-type] - it takes three too
 
-    def read(self, path: Path, chance: torch.Generator) -> Tensor:
+    def read(self, path: images.File, chance: torch.Generator) -> Tensor:
         """One crop: (size, size, 3) uint8.
 
         Args:

@@ -152,7 +152,7 @@ def _open(root: Path) -> tuple[sqlite3.Connection, AbstractContextManager[Any]]:
     key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
     for attempt in range(2):
         try:
-            folder = _cache_folder()
+            folder = cache_folder()
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             file = folder / f"scan-{key}.sqlite"
             if attempt:
@@ -163,7 +163,8 @@ def _open(root: Path) -> tuple[sqlite3.Connection, AbstractContextManager[Any]]:
     return _prepared(sqlite3.connect(":memory:")), nullcontext()
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where this user's indexes of images are kept: ``PRERESNET_CACHE``, or ``preresnet`` in the folder for caches."""
     given = os.environ.get("PRERESNET_CACHE")
     return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "preresnet"
 

@@ -92,6 +92,8 @@ def shape(spec: DataSpec, root: Path | None) -> tuple[int, int]:
         ValueError: there is no such folder.
     """
     known = DATA_SETS[spec.name]
+    if isinstance(spec, Photographs):
+        return len(division.classes(root)), known.channels
     return known.classes or len(files.classes(spec.name, root)), known.channels
 
 
@@ -114,8 +116,7 @@ def load(spec: DataSpec, root: Path | None, leave_out: Path | None = None, writt
     listed = leaving_out.read(leave_out) if leave_out else frozenset()
     if isinstance(spec, Photographs):
         kept = leaving_out.read(written) if written else None
-        classes, training, testing, split, across = division.read(spec, root, listed, kept)
-        return ImageSet(classes, training, testing, split, across=across)
+        return ImageSet(**vars(division.read(spec, root, listed, kept)))
     if isinstance(spec, ImagesInFiles):
         classes, training, testing = files.read(spec.name, root, test=spec.holdout == 0, leave_out=listed)
     else:
@@ -138,8 +139,7 @@ def load_tested(
     listed = leaving_out.read(leave_out) if leave_out else frozenset()
     if isinstance(spec, Photographs):
         kept = leaving_out.read(written) if written else None
-        classes, tested, split, note = division.evaluated(spec, root, listed, kept)
-        return ImageSet(classes, tested.take(torch.arange(0)), tested, split, note)
+        return ImageSet(**vars(division.evaluated(spec, root, listed, kept)))
     if spec.holdout:
         return load(spec, root, leave_out)
     classes, train, tested = files.read(spec.name, root, train=False, leave_out=listed)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -22,10 +21,12 @@ from preresnet import signals
 from preresnet.data.augment import Normalisation
 from preresnet.data.crops import test_crop
 from preresnet.data.files import ImageFiles
+from preresnet.data.images import File
 from preresnet.data.order import ImageOrder, generator
 from preresnet.spec import UserError
 
 MOST_WORKERS = 16
+MOST_BROKEN = 20  # images in a row, after which the run ends all the same
 
 # Of ImageNet's training images, scaled to 0..1: fb.resnet.torch, datasets/imagenet.lua.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -39,7 +40,7 @@ def normalisation() -> Normalisation:
 class Crops(Protocol):
     """How a training crop is taken of a file."""
 
-    def read(self, path: Path, chance: torch.Generator) -> Tensor:
+    def read(self, path: File, chance: torch.Generator) -> Tensor:
         """(size, size, 3) uint8, a function of the file and of the chance."""
         ...
 
@@ -53,29 +54,30 @@ class _Training(Dataset[Any]):
     batch: int
     seed: int
 
-    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int] | str:
+    skip: bool
+
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int, list[str]] | str:
         index, step, place = key
-        chance = generator(self.seed, "augment", step * self.batch + place)
-        try:
-            pixels = self.crops.read(self.files.path(index), chance)
-        except ValueError as error:
-            return str(error)
-        return pixels, int(self.files.labels[index])
+        broken: list[str] = []
+        for further in range(MOST_BROKEN):  # another image takes the place of one that is broken
+            index = (index + (further > 0)) % len(self.files)
+            chance = generator(self.seed, "augment", step * self.batch + place)
+            try:
+                return self.crops.read(self.files.file(index), chance), int(self.files.labels[index]), broken
+            except ValueError as error:
+                broken.append(str(error))
+                if not self.skip:
+                    break
+        return broken[0]
 
 
-def _collate(items: list[Any]) -> tuple[Tensor, Tensor] | str:
+def _collate(items: list[Any]) -> tuple[Tensor, Tensor, list[str]] | str:
     """A batch; or, for the process that can tell the user, what is wrong with one of its files."""
-    broken = next((item for item in items if isinstance(item, str)), None)
-    if broken is not None:
-        return broken
-    pixels, labels = zip(*items, strict=True)
-    return torch.stack(pixels), torch.tensor(labels)
-
-
-def _unbroken(found: tuple[Tensor, Tensor] | str) -> tuple[Tensor, Tensor]:
-    if isinstance(found, str):
-        raise _broken(found)
-    return found
+    failed = next((item for item in items if isinstance(item, str)), None)
+    if failed is not None:
+        return failed
+    pixels, labels, broken = zip(*items, strict=True)
+    return torch.stack(pixels), torch.tensor(labels), [one for ones in broken for one in ones]
 
 
 def num_workers(asked: int | None) -> int:
@@ -111,6 +113,10 @@ class FileBatches:
         order: which images make up a batch.
         workers: processes that read; None chooses, 0 reads in this process.
         mixing: what is done with a whole batch of a step.
+        skip: let another image take the place of one that is broken.
+
+    Attributes:
+        broken: what was wrong with those that were skipped, by image.
     """
 
     def __init__(
@@ -121,13 +127,15 @@ class FileBatches:
         order: ImageOrder,
         workers: int | None = None,
         mixing: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+        skip: bool = False,
     ) -> None:
-        self.dataset = _Training(files, crops, order.batch, order.seed)
+        self.dataset = _Training(files, crops, order.batch, order.seed, skip)
+        self.broken: set[str] = set()
         self.order = order
         self.mixing = mixing
         self.normalisation = normalisation
         self.workers = num_workers(workers)
-        self._ahead: Iterator[tuple[Tensor, Tensor] | str] = iter(())
+        self._ahead: Iterator[tuple[Tensor, Tensor, list[str]] | str] = iter(())
         self._next = -1
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
@@ -139,7 +147,11 @@ class FileBatches:
         if step != self._next:
             keys = _Keys(self.order, step)
             self._ahead = _loading(self.dataset, self.workers, batch_sampler=keys)
-        pixels, labels = _unbroken(next(self._ahead))
+        found = next(self._ahead)
+        if isinstance(found, str):
+            raise _broken(found)
+        pixels, labels, broken = found
+        self.broken.update(broken)
         self._next = step + 1
         x, y = _on_device(pixels, labels, self.normalisation)
         return (x, y) if self.mixing is None else self.mixing(step, x, y)
@@ -166,23 +178,31 @@ def centre_batches(
     normalisation: Normalisation,
     workers: int | None = None,
     batch: int = 100,
+    skip: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The centre crop of every image once, in order; the last batch may be smaller.
 
     Larger crops than those of training pass through the same network: its head averages over whatever map remains,
-    which is the fully convolutional test of the paper (appendix).
+    which is the fully convolutional test of the paper (appendix). With ``skip`` broken ones are left out.
 
     Raises:
         ValueError: a file is not a whole image; it is named.
     """
     # Threads do, and start at once: decoding and resizing release Python's lock.
-    starts, ahead = iter(range(0, len(files), batch)), deque[list[Future[Tensor]]]()
+    starts, ahead = iter(range(0, len(files), batch)), deque[list[Future[Tensor | None]]]()
     pool = ThreadPoolExecutor(num_workers(workers) or 1)
+
+    def read(index: int) -> Tensor | None:
+        try:
+            return test_crop(files.file(index), side, crop)
+        except ValueError:
+            if skip:
+                return None
+            raise
 
     def submit() -> None:
         if (start := next(starts, None)) is not None:
-            paths = (files.path(index) for index in range(start, min(start + batch, len(files))))
-            ahead.append([pool.submit(test_crop, path, side, crop) for path in paths])
+            ahead.append([pool.submit(read, index) for index in range(start, min(start + batch, len(files)))])
 
     try:
         for _ in range(2):
@@ -190,13 +210,15 @@ def centre_batches(
         done = 0
         while ahead:
             try:
-                pixels = torch.stack([future.result() for future in ahead.popleft()])
+                read_now = [future.result() for future in ahead.popleft()]
             except ValueError as error:
                 raise _broken(error) from None
             submit()
-            labels = files.labels[done : done + len(pixels)]
-            done += len(pixels)
-            yield _on_device(pixels, labels, normalisation)
+            whole = [place for place, pixels in enumerate(read_now) if pixels is not None]
+            labels = files.labels[done : done + len(read_now)][whole]
+            done += len(read_now)
+            if whole:
+                yield _on_device(torch.stack([read_now[place] for place in whole]), labels, normalisation)  # type: ignore[misc]
     finally:
         pool.shutdown(cancel_futures=True)
 

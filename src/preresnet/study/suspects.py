@@ -13,7 +13,7 @@ from torch import Tensor
 
 from preresnet import device as devices
 from preresnet import inference, trained
-from preresnet.data import division, files, leaving_out
+from preresnet.data import division, files, leaving_out, shards
 from preresnet.data.files import ImageFiles
 from preresnet.data.loaders import evaluations
 from preresnet.data.scan import scan
@@ -120,6 +120,8 @@ def _size(data: Photographs) -> dict[str, Any]:
 def _read(asked: Asked, report: Callable[[str], None]) -> tuple[tuple[str, ...], ImageFiles, list[str]]:
     """Classes, all images below the folder with paths from it on, and the group of each that has to stay together."""
     root, listed = asked.root, leaving_out.read(asked.leave_out) if asked.leave_out else frozenset[str]()
+    if shards.find(root):
+        raise UserError(f"{root} holds shards; labels are judged of images in folders of their class")
     _, part = files.training_place(root)
     with counting("files") as told, scan(root, told) as found:
         damaged = division.broken(found)

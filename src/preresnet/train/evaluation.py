@@ -84,7 +84,7 @@ def _seen(run: Run, images: Images | ImageFiles) -> tuple[Tensor, Tensor]:
         pixels = images.pixels
     else:
         assert isinstance(data, ImagesInFiles)
-        crops = (test_crop(images.path(n), data.test_sides[0], data.test_crops[0]) for n in range(len(images)))
+        crops = (test_crop(images.file(n), data.test_sides[0], data.test_crops[0]) for n in range(len(images)))
         pixels = torch.stack(list(crops)).to(run.device)
     return run.normalisation(pixels).permute(0, 3, 1, 2), pixels
 
@@ -119,6 +119,7 @@ def result(run: Run) -> dict[str, Any]:
         "seed": request.seed,
         **({"weights": run.source.as_dict()} if run.source else {}),
         **folder.provenance(request, run.device, run.precision),
+        **({"skipped": progress.skipped} if progress.skipped else {}),
         "parameters": sum(p.numel() for p in run.model.parameters()),
         "train_seconds": round(progress.train_seconds, 1),
         "images_per_s": round(progress.step * run.recipe.global_batch / seconds, 1),

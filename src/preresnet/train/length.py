@@ -9,7 +9,7 @@ import torch
 
 from preresnet import inference
 from preresnet.changes import changed
-from preresnet.data import balance, scan
+from preresnet.data import balance, scan, shards
 from preresnet.data.loaders import evaluations
 from preresnet.data.sets import ImageSet
 from preresnet.fields import UserError
@@ -123,7 +123,10 @@ def _sized(request: folder.Request, given: Collection[str], said: list[str]) -> 
     data = request.recipe.data
     if "data.image_size" in given or request.data_root is None:
         return request
-    side = scan.median_side(request.data_root)
+    if shards.find(request.data_root):
+        side = shards.median_side(shards.read(request.data_root, "train")[1])
+    else:
+        side = scan.median_side(request.data_root)
     size = max(32, side // 32 * 32)
     if size >= data.image_size:
         return request

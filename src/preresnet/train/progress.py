@@ -49,6 +49,7 @@ class Progress:
         wait_seconds: of these, waiting for a batch.
         evaluations: ``step``, ``split`` and what was measured, in order.
         since_line: of the steps since the last line of the log.
+        skipped: what was wrong with images that another one took the place of.
         num_lines: of the log; None in checkpoints of the first version, whose log is kept up to their step.
     """
 
@@ -58,6 +59,7 @@ class Progress:
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     since_line: SinceLine = field(default_factory=SinceLine)
     num_lines: int | None = None
+    skipped: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """For a checkpoint."""

@@ -156,7 +156,7 @@ class Run:
         self.log.say(self.data.words())
         if isinstance(self.recipe.data, Photographs):
             self.log.say(balance.choose(self.recipe.data, self.data.train.labels, self.data.classes).words)
-        for line in self.said:
+        for line in (*self.said, *([self.data.note] if self.data.note else [])):
             self.log.say(line)
         free = devices.free_bytes(self.device) / 2**30
         self.log.say(f"memory plan {self.plan}: {self.predicted_bytes / 2**30:.2f} GiB predicted, {free:.1f} GiB free")

@@ -73,6 +73,7 @@ def _loop(run: Run, watch: Watch | None, signals: Signals) -> None:
             begin = time.perf_counter()
             x, y = batches.at(progress.step)
             waited = time.perf_counter() - begin
+            progress.skipped += sorted(batches.broken.difference(progress.skipped))
             lr = recipe.schedule.at(progress.step)
             set_lr(run.optimizer, lr)
             meter.add(*update(x, y), waited)
@@ -88,6 +89,8 @@ def _loop(run: Run, watch: Watch | None, signals: Signals) -> None:
                 run.save()
             if stop:
                 raise InterruptedRunError(stop, progress.step, run.request.out)
+    if progress.skipped:
+        run.log.say(f"{len(progress.skipped)} broken images were skipped: {'; '.join(progress.skipped)}")
     if probes:
         share = 100 * probes.seconds / (probes.seconds + progress.train_seconds)
         run.log.say(f"probes: {probes.count}, {probes.seconds:.1f} s, {share:.1f} % of the time of this run")
