@@ -28,7 +28,6 @@ SPEC = Photographs(name="images", image_size=32, test_crops=(40,), test_sides=(4
 @pytest.fixture(autouse=True)
 def own_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRERESNET_CACHE", str(tmp_path / "cache"))
-    shards.find.cache_clear()
 
 
 @pytest.fixture
@@ -143,7 +142,6 @@ def test_a_url_is_opened_by_fsspec(
         assert json.loads(capsys.readouterr().out)["num_images"] == 9
     finally:
         memory.rm("/bucket", recursive=True)
-    shards.find.cache_clear()
     for address in ("memory://bucket/nothing", "nosuch://bucket/set"):
         assert main([*SMALL, "--data-root", address, "--epochs", "1", "--out", str(tmp_path / "never")]) == 2
         assert "memory://bucket/nothing" in (said := capsys.readouterr().err) or "nosuch" in said
@@ -198,7 +196,6 @@ def test_labels_are_names_in_any_of_webdatasets_ways(tmp_path: Path) -> None:
     assert labels == {"0.jpg": "zebra", "1.jpg": "ant", "bee/2.jpg": "bee", "3.seg.png": "ant", "4.jpg": "7"}
     assert images.left_out == {".md": 1, "hidden": 1}
     (tmp_path / "classes.txt").write_text("\n".join("abcdefgh"))
-    shards.find.cache_clear()
     assert "h" in shards.read(tmp_path, "train")[0]
     (tmp_path / "classes.txt").write_text("a\nb\n")
     with pytest.raises(UserError, match=r"label 7, but classes\.txt names 2 classes"):
@@ -220,6 +217,24 @@ def test_what_is_no_shard_is_refused_in_words(
     (tmp_path / "in" / name).write_bytes(data)
     assert main([*SMALL, "--data-root", str(tmp_path / "in"), "--epochs", "1", "--out", str(tmp_path / "run")]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_tar_file_beside_folders_of_classes_is_none_of_it(photos: Path) -> None:
+    tar_of(photos / "train.tar", {"elk/x.jpg": jpeg()})
+    assert shards.find(photos) is None
+    assert sets.load(SPEC, photos).classes == CLASSES
+
+
+def test_validation_comes_before_test(tmp_path: Path) -> None:
+    for name in ("train-0", "validation-0", "test-0"):
+        tar_of(tmp_path / f"{name}.tar", {f"ant/{name}.jpg": jpeg()})
+    found = shards.find(tmp_path)
+    assert found is not None
+    assert [Path(one).name for one in found.by_split["val"]] == ["validation-0.tar"]
+    (tmp_path / "validation-0.tar").unlink()
+    found = shards.find(tmp_path)
+    assert found is not None
+    assert [Path(one).name for one in found.by_split["val"]] == ["test-0.tar"]
 
 
 def test_an_image_without_a_label_is_named(tmp_path: Path) -> None:

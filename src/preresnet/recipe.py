@@ -151,10 +151,10 @@ class Photographs(ImagesInFiles):
     """images. Other data sets have other options: see the help of a recipe that has them."""
     image_size: int = 128
     """Height and width of a training crop."""
-    test_crops: tuple[int, ...] = (160,)
+    test_crops: tuple[int, ...] = (128,)
     """Sizes of the centre crops that are tested. The first gives the error; the others are measured at the last
     step."""
-    test_sides: tuple[int, ...] = (160,)
+    test_sides: tuple[int, ...] = (128,)
     """For each test crop, the shorter side that images are resized to before it is cut."""
     share: float = 0.2
     """Without val/, the share of each class's images that are kept for validation. Copies stay on one side."""

@@ -62,6 +62,8 @@ class Crops:
         spec, size, same = self.spec, self.spec.image_size, chance.clone_state()
 
         def least(width: int, height: int) -> int:
+            if min(width, height) < 2 * size:  # half of it would be too small for any crop
+                return min(width, height)
             box = aspect_box(width, height, spec.area, same)
             inside = min(width, height) if box is None else min(box[2] - box[0], box[3] - box[1])
             return ceil(min(width, height) * size / inside)
@@ -73,7 +75,7 @@ class Crops:
         else:  # in the pixels that were decoded
             across, down = (length / whole for length, whole in zip(image.size, stored.upright, strict=True))
             place = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
-            image = image.resize((size, size), Image.Resampling.BICUBIC, box=place)
+            image = image.resize((size, size), Image.Resampling.BILINEAR, box=place)  # half the time of bicubic
         with deciding(chance):
             if spec.flip and float(torch.rand(())) < 0.5:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -24,12 +24,13 @@ from fsspec.core import url_to_fs
 from preresnet.data import images, shard_index
 from preresnet.data.files import LISTED, ImageFiles
 from preresnet.data.images import Packed
-from preresnet.data.walk import normal
+from preresnet.data.walk import is_hidden, kind_of, normal
 from preresnet.fields import UserError
 from preresnet.terminal import counting
 
 CLASSES_FILE = "classes.txt"
-NAMES = {"train": ("train",), "val": ("val", "validation", "valid", "dev", "test")}
+SPLITS = {"train": ("train",), "val": ("val", "validation", "valid", "dev"), "test": ("test",)}
+PLACES = ("train", "val", "data")  # folders of shards
 ENDS = (".tar", ".parquet")
 SIDES = 100  # images, about, whose sizes are looked at
 
@@ -82,35 +83,26 @@ def address(root: Path) -> str:
     return f"{url[1]}://{url[2]}" if url and not Path(text).exists() else text
 
 
-def is_remote(root: Path) -> bool:
-    """Whether a root is a URL."""
-    return "://" in address(root)
-
-
-@lru_cache(maxsize=8)
 def find(root: Path) -> Found | None:
     """The shards of a root; None where it has none: it is a folder of images then.
 
-    They lie right in it or in ``train``, ``val`` or ``data``, and their names or folders say the split: ``train``, or
-    ``val``, ``validation``, ``test``; others are for training.
+    They lie right in it or in ``train``, ``val`` or ``data``, and their names or folders say the split: ``train``;
+    ``val`` or ``validation``, without which it is ``test``; others are for training. Where folders of classes lie, a
+    tar file beside them is none of it.
 
     Raises:
         UserError: a URL that cannot be opened.
     """
     place = address(root)
-    if "://" not in place and not os.path.isdir(place):
+    if "://" not in place and (not os.path.isdir(place) or _has_classes(root)):
         return None
     try:
         system, path = url_to_fs(place)
         path = path.rstrip("/")
-        listed = [
-            one for inside in ("", "train", "val", "data") for one in _inside(system, f"{path}/{inside}".rstrip("/"))
-        ]
-    except UserError:
-        raise
+        listed = [one for inside in ("", *PLACES) for one in _inside(system, f"{path}/{inside}".rstrip("/"))]
     except Exception as error:  # a file system's library is missing, or refuses
         raise UserError(f"{place} cannot be opened ({error}); give a folder, or a URL that fsspec opens") from None
-    by_split: dict[str, list[str]] = {"train": [], "val": []}
+    by_split: dict[str, list[str]] = {split: [] for split in SPLITS}
     classes = None
     for one in sorted(set(listed)):
         inside = one[len(path) :].strip("/")
@@ -124,16 +116,27 @@ def find(root: Path) -> Found | None:
         if "://" in place:
             raise UserError(f"{place} holds no .tar and no .parquet file")
         return None
-    return Found(classes, by_split)
+    return Found(classes, {"train": by_split["train"], "val": by_split["val"] or by_split["test"]})
 
 
 def _inside(system: Any, path: str) -> list[str]:
     return [one["name"] for one in system.ls(path, detail=True) if one["type"] == "file"] if system.isdir(path) else []
 
 
+def _has_classes(root: Path) -> bool:
+    """Whether image files lie in folders of their class."""
+    for place in (root, root / "train"):
+        for one in os.scandir(place) if place.is_dir() else ():
+            if one.is_dir() and one.name not in PLACES and not is_hidden(one.name):
+                with os.scandir(one.path) as inside:
+                    if any(kind_of(entry) == "image" for entry in inside):
+                        return True
+    return False
+
+
 def _split(name: str) -> str:
     words = re.split(r"[^a-z]+", name.lower())
-    return next((split for split, known in NAMES.items() if any(word in words for word in known)), "train")
+    return next((split for split, known in SPLITS.items() if any(word in words for word in known)), "train")
 
 
 def read(root: Path, split: str, leave_out: Collection[str] = ()) -> tuple[tuple[str, ...], ImageFiles]:
@@ -158,7 +161,7 @@ def read(root: Path, split: str, leave_out: Collection[str] = ()) -> tuple[tuple
             report(number, len(shards))
     texts = [label for one in indexes for label in one["label"].tolist()]
     named = [_class(os.fsdecode(text), known) for text in texts]
-    classes = tuple(sorted(set(named) | (set(known) if split == "train" and not named else set())))
+    classes = tuple(sorted(set(named)))
     place = {name: label for label, name in enumerate(classes)}
     names = [os.fsdecode(name) for one in indexes for name in one["name"].tolist()]
     packing = Packing(

@@ -99,11 +99,11 @@ FOR_PHOTOGRAPHS = tuple(
 def _images(name: str) -> Recipe:
     """Somebody's own photographs; networks with the stem of CIFAR's take small images. What was tuned: docs/log.md."""
     small = not network(name).stem.activated
-    sizes = {"image_size": 32, "test_crops": (40,), "test_sides": (40,)} if small else {}
+    sizes = {"image_size": 32, "test_crops": (32,), "test_sides": (32,)} if small else {}
     return Recipe(
         network=name,
         data=Photographs(name="images", **sizes),
-        optim=SGD(nesterov=True, weight_decay=5e-4, decay_all=False),
+        optim=Muon(nesterov=True, weight_decay=5e-4, decay_all=False),
         schedule=Cosine(steps=10_000, lr=0.1, warmup_steps=500),
         global_batch=64,
         log_every=20,

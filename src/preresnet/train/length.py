@@ -22,6 +22,7 @@ from preresnet.train.run import STATISTICS_IMAGES, Run, prepare
 EPOCHS = 100  # of a recipe for photographs, where nothing else is asked for
 EVALUATIONS = 20  # of a run, at most
 EVALUATION_SHARE = 0.1  # of its time, at most
+FINE_LR = 0.02  # of a run that starts from trained weights
 LEAST_BATCHES = 8  # in an epoch; a smaller set has smaller batches
 FIRST_STEPS, LEAST_STEPS = 3, 5  # before steps are timed; that are timed
 MEASURED_SHARE, MEASURED_S = 0.05, 20.0  # of a run's time, for measuring it; at most
@@ -76,7 +77,7 @@ def fitted(
         return _as_begun(request, folder.stored_as(Recipe, stored), given), []
     said: list[str] = []
     if own:
-        request = _sized(request, given, said)
+        request = _of_source(_sized(request, given, said), given, said)
     run = prepare(request, data)
     if own:
         request = _batched(request, run, given, said)
@@ -134,6 +135,15 @@ def _sized(request: folder.Request, given: Collection[str], said: list[str]) -> 
     recipe, more = changed(request.recipe, {"data.image_size": size})
     said += more
     return replace(request, recipe=recipe)
+
+
+def _of_source(request: folder.Request, given: Collection[str], said: list[str]) -> folder.Request:
+    """A gentle start from a trained network: Muon would bring its kernels to another norm, and change what it knows."""
+    if request.weights is None or any(name.startswith("optim.") for name in given):
+        return request
+    wanted = {"optim.kind": "sgd"} | ({} if "schedule.lr" in given else {"schedule.lr": FINE_LR})
+    said.append(f"from trained weights: {', '.join(f'{name}={value}' for name, value in wanted.items())}")
+    return replace(request, recipe=changed(request.recipe, wanted)[0])
 
 
 def _batched(request: folder.Request, run: Run, given: Collection[str], said: list[str]) -> folder.Request:
