@@ -125,13 +125,14 @@ def _inside(system: Any, path: str) -> list[str]:
 
 def _has_classes(root: Path) -> bool:
     """Whether image files lie in folders of their class."""
-    for place in (root, root / "train"):
-        for one in os.scandir(place) if place.is_dir() else ():
-            if one.is_dir() and one.name not in PLACES and not is_hidden(one.name):
-                with os.scandir(one.path) as inside:
-                    if any(kind_of(entry) == "image" for entry in inside):
-                        return True
-    return False
+    places = [place for place in (root, root / "train") if place.is_dir()]
+    folders = [one for place in places for one in place.iterdir() if one.name not in PLACES and not is_hidden(one.name)]
+    return any(_holds_images(folder) for folder in folders if folder.is_dir())
+
+
+def _holds_images(folder: Path) -> bool:
+    with os.scandir(folder) as inside:
+        return any(kind_of(entry) == "image" for entry in inside)
 
 
 def _split(name: str) -> str:
