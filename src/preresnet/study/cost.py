@@ -192,7 +192,7 @@ def _seconds(work: Work, device: torch.device) -> tuple[float, float]:
     batch = min(work.batch, 32) if work.size > 64 else work.norm_batch or work.batch
     model = build(work.spec, 0)
     devices.place(model, device)
-    optimizer = build_optimizer(model, work.optim)
+    optimizer = build_optimizer(model, work.optim, precision=work.precision)
     set_lr(optimizer, 0.01)
     x = torch.randn(batch, work.spec.in_channels, work.size, work.size, device=device)
     x = x.contiguous(memory_format=torch.channels_last)

@@ -272,7 +272,7 @@ def prepare(request: folder.Request, data: sets.ImageSet | None = None, rank: in
         plan,
         predicted_bytes,
         model,
-        build_optimizer(model, recipe.optim, recipe.stage_rate),
+        build_optimizer(model, recipe.optim, recipe.stage_rate, precision),
         origin,
         tuple(said),
         rank,
