@@ -25,7 +25,8 @@ from preresnet.fields import with_fields
 from preresnet.paper.recipes import recipe
 from preresnet.recipe import Cosine, Photographs
 from preresnet.spec import UserError
-from preresnet.train import checkpoint
+from preresnet.train import checkpoint, folder, length
+from preresnet.train.run import prepare
 
 SPEC = Photographs(name="images", image_size=32, test_crops=(40,), test_sides=(40,))
 
@@ -151,6 +152,62 @@ def test_a_broken_file_is_named_before_anything_is_trained(
     assert "half.jpg" not in (out / "validation.txt").read_text()
 
 
+def test_a_clean_folder_goes_through_the_three_commands(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed, out = tmp_path / "list.txt", tmp_path / "run"
+    assert run("data", "check", photos, "--list-out", listed) == 0
+    assert not leaving_out.read(listed)
+    assert run(*SMALL, "--data-root", photos, "--leave-out", listed, "--epochs", "1", "--out", out) == 0
+    assert run("report", out) == 0
+
+
+def test_minutes_are_steps_that_were_timed(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    options = [*SMALL, "--data-root", photos, "--minutes", "1", "--out", out]
+    monkeypatch.setattr(length, "_seconds", lambda run, budget: (2.0, 0.5))
+    assert run(*options) == 0
+    steps = result(out)["steps"]
+    assert 10 <= steps <= 27  # 60 s, less 12 evaluations, and what was spent until here
+    assert f"1 minutes are {steps} steps of 4 images" in capsys.readouterr().err
+    monkeypatch.setattr(length, "_seconds", lambda run, budget: pytest.fail("timed again"))
+    assert run(*options, "--resume") == 0  # with another machine's times it would be another run
+
+
+def test_steps_and_evaluations_are_timed(photos: Path, tmp_path: Path) -> None:
+    request = folder.Request(recipe("images/resnet8-preact"), tmp_path / "run", data_root=photos, workers=0)
+    step, evaluation = length._seconds(prepare(request), 1.0)
+    assert 0 < step < 60
+    assert 0 < evaluation < 600
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--epochs", "1", "--minutes", "1"], "--epochs and --minutes are both given"),
+        (["--epochs", "1", "--schedule.steps", "5"], "schedule.steps is given, and --epochs or --minutes too"),
+        (["--epochs", "-1"], "--epochs -1.0; it must be above 0"),
+        (["--minutes", "0.0001"], "nothing could be trained"),
+        (["--epochs", "1", "--holdout", "36"], "holdout=36, but there are 36 images"),
+        (["--epochs", "1", "--data.area", "0.5", "0.2"], "area=(0.5, 0.2); it must rise"),
+    ],
+)
+def test_wrong_options_are_refused(
+    options: list[str], words: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*SMALL, "--data-root", photos, *options, "--out", tmp_path / "run") == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_epochs_shorten_a_recipe_of_the_papers_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--epochs", "0.05", "--network", "resnet8-preact", "--out", str(tmp_path / "run")]
+    assert main(["train", "digits/resnet20-preact", *options]) == 0
+    assert result(tmp_path / "run")["steps"] == round(0.05 * 1437 / 64)
+
+
 @pytest.mark.parametrize("inside", ["", "val"])
 def test_a_folder_without_images_is_refused_in_words(
     inside: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -169,7 +226,7 @@ def turned(tmp_path: Path, orientation: int, image: Image.Image, end: str = "jpg
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"{orientation}.{end}"
-    image.save(path, exif=exif, **({"quality": 95} if end == "jpg" else {}))
+    image.save(path, exif=exif, quality=95)  # which PNG and TIFF take no notice of
     return path
 
 

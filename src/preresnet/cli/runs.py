@@ -108,10 +108,10 @@ class Train:
             command=command_line(),
         )
         given = (*self.given, "data.holdout") if self.holdout is not None else self.given
-        request, said = length.fitted(request, length.Length(self.epochs, self.minutes), given)
-        for line in said:
+        fitted = length.fitted(request, length.Length(self.epochs, self.minutes), given)
+        for line in fitted.said:
             options.note(line)
-        result = series.train(request, self.probe_every)
+        result = series.train(fitted.request, self.probe_every, fitted.data)
         display.result(result)
         place = () if self.data_root is None else ("--data-root", self.data_root)
         print(f"run      {self.out}")

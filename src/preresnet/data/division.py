@@ -99,10 +99,16 @@ def read(
         if written is not None:
             kept = places(listed, written)
         else:
-            share = spec.holdout / len(whole) if spec.holdout else spec.share
-            grouped = groups(listed, like(found), spec.group_by)
-            kept = divide(whole.labels.tolist(), grouped, share, spec.split_seed)
+            kept = _kept(spec, whole, groups(listed, like(found), spec.group_by))
     return Divided(names, *_apart(whole, kept, root / part), "holdout")
+
+
+def _kept(spec: Photographs, whole: ImageFiles, grouped: Sequence[str]) -> list[int]:
+    """Which images a recipe keeps for validation."""
+    if spec.holdout >= len(whole):
+        raise UserError(f"holdout={spec.holdout}, but there are {len(whole)} images to train on; hold out fewer")
+    share = spec.holdout / len(whole) if spec.holdout else spec.share
+    return divide(whole.labels.tolist(), grouped, share, spec.split_seed)
 
 
 def _apart(whole: ImageFiles, kept: Sequence[int], place: Path) -> tuple[ImageFiles, ImageFiles]:
@@ -130,11 +136,7 @@ def _of_shards(spec: Photographs, root: Path, leave_out: Collection[str], writte
         tested, note = _readable(spec, replace(tested, labels=labels[tested.labels]))
         return Divided(names, whole, tested, "test", note)
     listed = list(map(normal, whole.listed(root)))
-    if written is None:
-        share = spec.holdout / len(whole) if spec.holdout else spec.share
-        kept = divide(whole.labels.tolist(), groups(listed, (), spec.group_by), share, spec.split_seed)
-    else:
-        kept = places(listed, written)
+    kept = _kept(spec, whole, groups(listed, (), spec.group_by)) if written is None else places(listed, written)
     train, tested = _apart(whole, kept, root)
     tested, note = _readable(spec, tested)
     return Divided(names, train, tested, "holdout", note)

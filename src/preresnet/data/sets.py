@@ -61,6 +61,11 @@ class ImageSet:
     across: tuple[tuple[str, str], ...] = ()
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Classes, and channels of an image."""
+        return len(self.classes), self.train.pixels.shape[-1] if isinstance(self.train, Images) else 3
+
+    @property
     def num_listed(self) -> int:
         """How many image files were left out because a list names them."""
         parts = (self.train, self.evaluation)

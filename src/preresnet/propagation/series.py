@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
+from preresnet.data.sets import ImageSet
 from preresnet.model.network import Network
 from preresnet.pictures import canvas, heatmaps
 from preresnet.propagation.probe import Probe, probe
@@ -22,16 +23,17 @@ PICTURE_FILE = "probe.png"
 IMAGES, LAYER_IMAGES = 32, 4000  # of a probe: 32 of up to 125 layers, 4 of 1001, so that its memory stays small
 
 
-def train(request: Request, every: Every) -> dict[str, Any]:
+def train(request: Request, every: Every, data: ImageSet | None = None) -> dict[str, Any]:
     """Do a run and, where asked, probe it on the way; the heat maps lie in its folder then.
 
     Args:
         request: as for `preresnet.train.trainer.train`, whose result and errors are these too.
         every: steps between two probes, or ``auto``; None trains alone.
+        data: as for `preresnet.train.trainer.train`.
     """
     if every is None:
-        return trainer.train(request)
-    result = trainer.train(request, watch(every))
+        return trainer.train(request, data=data)
+    result = trainer.train(request, watch(every), data)
     draw_heat_maps(request.out, request.name)
     return result
 

@@ -186,11 +186,11 @@ def _length(request: folder.Request, asked: Asked, data: ImageSet, report: Calla
         stored = asked.out / f"fold{other}" / folder.RECIPE_FILE
         if stored.is_file():
             return folder.stored_as(Recipe, stored)
-    made, said = length.fitted(request, length.Length(minutes=asked.minutes / asked.folds), data=data)
-    for line in said:
+    made = length.fitted(request, length.Length(minutes=asked.minutes / asked.folds), data=data)
+    for line in made.said:
         report(line)
-    steps = made.recipe.schedule.steps
-    return replace(made.recipe, eval_every=steps, save_every=max(1, steps // 4))
+    steps = made.request.recipe.schedule.steps
+    return replace(made.request.recipe, eval_every=steps, save_every=max(1, steps // 4))
 
 
 def _answers(request: folder.Request, data: ImageSet) -> Tensor:

@@ -49,10 +49,25 @@ class Length:
                 raise UserError(f"--{name} {value}; it must be above 0")
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """A request whose recipe is whole.
+
+    Args:
+        request: what to train, and where.
+        said: a sentence for all that was chosen.
+        data: images, where they had to be read; None: they were not.
+    """
+
+    request: folder.Request
+    said: tuple[str, ...] = ()
+    data: ImageSet | None = None
+
+
 def fitted(
     request: folder.Request, length: Length, given: Collection[str] = (), data: ImageSet | None = None
-) -> tuple[folder.Request, list[str]]:
-    """A request whose recipe is whole, and a sentence for all that was chosen.
+) -> Fitted:
+    """What a recipe leaves open, chosen.
 
     A recipe for photographs is fitted to them: no larger than they are, batches that a small set has several of. A run
     that is resumed keeps what was chosen when it began.
@@ -69,19 +84,19 @@ def fitted(
     begin = time.perf_counter()
     own = isinstance(request.recipe.data, Photographs)
     if not own and length == Length():
-        return request, []
+        return Fitted(request)
     if "schedule.steps" in given and length != Length():
         raise UserError("schedule.steps is given, and --epochs or --minutes too; give one of them")
     stored = request.out / folder.RECIPE_FILE
     if request.resume and stored.is_file():
-        return _as_begun(request, folder.stored_as(Recipe, stored), given), []
+        return Fitted(_as_begun(request, folder.stored_as(Recipe, stored), given))
     said: list[str] = []
     if own:
         request = _of_source(_sized(request, given, said), given, said)
     run = prepare(request, data)
     if own:
         request = _batched(request, run, given, said)
-        run = prepare(request, data) if request.recipe.global_batch != run.recipe.global_batch else run
+        run = prepare(request, run.data) if request.recipe.global_batch != run.recipe.global_batch else run
     epoch = _epoch(run)
     batch, evaluation = request.recipe.global_batch, 0.0
     if length.minutes is not None:
@@ -104,7 +119,8 @@ def fitted(
         epochs = EPOCHS if length.epochs is None else length.epochs
         steps, times = max(1, round(epochs * epoch / batch)), EVALUATIONS
         said.append(f"{epochs:g} epochs of {epoch:,} images are {steps:,} steps of {batch} images")
-    return replace(request, recipe=_of_length(request.recipe, steps, times, given)), said
+    recipe = _of_length(request.recipe, steps, times, given)
+    return Fitted(replace(request, recipe=recipe), tuple(said), run.data)
 
 
 def _as_begun(request: folder.Request, stored: Recipe, given: Collection[str]) -> folder.Request:

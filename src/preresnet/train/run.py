@@ -7,7 +7,7 @@ from torch import Tensor
 
 import preresnet.device as devices
 from preresnet import trained
-from preresnet.data import augment, balance, sets
+from preresnet.data import augment, balance, leaving_out, sets
 from preresnet.data.files import ImageFiles
 from preresnet.data.loaders import Batches, fit, fixed_batch, plain_batches, training_batches
 from preresnet.data.sets import Images
@@ -232,7 +232,7 @@ def prepare(request: folder.Request, data: sets.ImageSet | None = None, rank: in
     device = devices.choose(request.device)
     check_mechanisms(request.gpu, device)
     precision = devices.resolve(recipe.precision, device)
-    num_classes, in_channels = sets.shape(recipe.data, request.data_root) if data is None else (len(data.classes), 3)
+    num_classes, in_channels = sets.shape(recipe.data, request.data_root) if data is None else data.shape
     known = trained.stored_classes(request.out) if request.resume else None
     spec = folder.resolve_network(recipe, len(known or ()) or num_classes, in_channels)
     origin, said = _source(request), list[str]()
@@ -243,7 +243,7 @@ def prepare(request: folder.Request, data: sets.ImageSet | None = None, rank: in
         written = request.out / folder.VALIDATION_FILE
         kept = written if request.resume and written.is_file() else None
         data = sets.load(recipe.data, request.data_root, request.leave_out, kept)
-    if request.leave_out is not None and not data.num_listed:
+    if request.leave_out is not None and not data.num_listed and leaving_out.read(request.leave_out):
         raise UserError(
             f"no file that {request.leave_out} names is among the images of this run; its paths start from "
             "--data-root, as `preresnet data check` writes them"
