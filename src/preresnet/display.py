@@ -11,6 +11,7 @@ from preresnet import terminal
 from preresnet.paper.networks import network, network_names
 from preresnet.paper.recipes import recipe, recipe_names
 from preresnet.paper.tables import printed
+from preresnet.recipe import PHOTOGRAPHS
 
 if TYPE_CHECKING:
     from preresnet.data.checking import Findings
@@ -82,13 +83,13 @@ def recipes(as_json: bool) -> None:
         schedule = one.schedule
         table.add_row(
             name,
-            f"{schedule.steps:,}",
+            f"{schedule.steps:,}" if one.data.name != PHOTOGRAPHS else "by epochs",
             str(one.global_batch),
             f"{schedule.lr:g}, {schedule.shape}",
             f"Table {row.table}: {error}" if row else "",
         )
     terminal.show(table)
-    print("Any network of `preresnet list models` trains as cifar10/, cifar100/ or imagenet/NETWORK.")
+    print("Any network of `preresnet list models` trains as cifar10/, cifar100/, imagenet/ or images/NETWORK.")
 
 
 def description(found: dict[str, Any]) -> None:

@@ -135,7 +135,8 @@ def _help() -> str:
 
 
 def _lines(names: Iterable[str]) -> list[str]:
-    return [f"  {name:<10}  {COMMANDS[name][2]}" for name in names]
+    names = list(names)
+    return [f"  {name:<{max(map(len, names))}}  {COMMANDS[name][2]}" for name in names]
 
 
 def _was_given(error: OSError, arguments: Sequence[str]) -> bool:

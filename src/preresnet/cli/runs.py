@@ -32,8 +32,8 @@ class Train:
     seed: int = 0
     """Seed of weights, order of images, augmentation and dropout."""
     data_root: Path | None = None
-    """Folder with the official CIFAR folder (python or binary), or with train/CLASS/ and val/CLASS/, in it; without it
-    CIFAR is downloaded."""
+    """Folder with the official CIFAR folder (python or binary) in it, without which CIFAR is downloaded; or with images
+    in train/CLASS/ and val/CLASS/; for images/NETWORK also in CLASS/, or in shards, there or at a URL."""
     leave_out: Path | None = None
     """List of image files that are not read, as `preresnet data check DIR --list-out FILE` writes it."""
     weights: Path | None = None
@@ -128,8 +128,8 @@ class Evaluate:
     run_or_weights: Annotated[Positional[Path], arg(metavar="RUN|WEIGHTS")]
     """A run folder or a .safetensors file."""
     data_root: Path | None = None
-    """Folder with the official CIFAR folder, or train/ and val/, in it; without it CIFAR is downloaded. Classes
-    of image files are found by their names, and some may be missing."""
+    """Folder with the official CIFAR folder in it, without which CIFAR is downloaded; or with images in val/CLASS/; or
+    what an images/NETWORK was trained on. Classes are found by their names, and some may be missing."""
     crop: int | None = None
     """Of image files: another of the recipe's test crops than the first (data.test_crops)."""
     split: Literal["auto", "test", "holdout"] = "auto"
