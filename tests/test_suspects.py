@@ -163,6 +163,9 @@ def test_doubts_are_those_of_confident_learning() -> None:
     # usual: (0.9 + 0.7 + 0.2 + 0.45) / 4 = 0.5625 of class 0, (0.9 + 0.03) / 2 = 0.465 of class 1
     assert doubted.tolist() == [False, False, True, True, False, True]
     assert score.tolist() == pytest.approx([0.1, 0.3, 0.8, 0.55, 0.1, 0.97])
+    # Where a class is usually surer than 0.9, that much is enough.
+    sure = torch.tensor([[0.99, 0.01], [0.98, 0.02], [0.01, 0.99], [0.92, 0.08], [0.01, 0.99]], dtype=torch.float64)
+    assert inference.doubts(sure, torch.tensor([0, 0, 1, 1, 1]))[1].tolist() == [False, False, False, True, False]
     # A class without images doubts nobody.
     more = torch.cat([probabilities, torch.zeros(6, 1)], 1)
     more[0] = torch.tensor([0.1, 0.1, 0.8])

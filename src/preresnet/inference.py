@@ -15,6 +15,7 @@ from preresnet.recipe import Precision
 from preresnet.spec import NetSpec
 
 CALIBRATION_BINS = 15  # Guo et al., 2017
+SURE = 0.9  # probability that doubts a label, however sure a network usually is
 SHOWN = 24  # images that a report names, of each kind
 FEWEST_TO_SCALE = 50  # images, from which on a temperature says something
 Z = 1.959964  # of a 95 % interval
@@ -198,7 +199,7 @@ def doubts(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: Northcutt et al., 2021, "Confident learning": the normalised margin, and the off-diagonal of the confident
     joint (Eq. 1 and 2): an image is another class's if that class's probability reaches what is usual for its own
-    images, and no other class does so with a higher one.
+    images, or `SURE` where that is less, and no other class does so with a higher one.
 
     Args:
         probabilities: (n, num_classes).
@@ -211,7 +212,8 @@ def doubts(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     others = probabilities.scatter(1, labels.unsqueeze(1), -1.0).max(1).values
     count = torch.bincount(labels, minlength=probabilities.shape[1])
     usual = torch.zeros(probabilities.shape[1], dtype=own.dtype).index_add_(0, labels, own) / count
-    reached = torch.where(probabilities >= usual, probabilities, -1.0)  # of a class without images: never
+    usual = torch.where(count > 0, usual.clamp(max=SURE), torch.inf)  # of a class without images: never
+    reached = torch.where(probabilities >= usual, probabilities, -1.0)
     likely = reached.argmax(1)
     return (1 + others - own) / 2, (likely != labels) & (reached.max(1).values >= 0)
 
