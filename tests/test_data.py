@@ -12,9 +12,9 @@ import torch
 
 from preresnet.data import augment, cifar, digits, sets
 from preresnet.data.files import ImageFiles
+from preresnet.data.image_set import Images
 from preresnet.data.loaders import TrainingBatches, evaluation_batches
 from preresnet.data.order import generator
-from preresnet.data.sets import Images
 from preresnet.recipe import ImagesInMemory
 from preresnet.spec import UserError
 

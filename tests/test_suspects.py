@@ -12,7 +12,7 @@ from scipy import stats
 
 from preresnet import inference
 from preresnet.cli import main
-from preresnet.data.sets import ImageSet
+from preresnet.data.image_set import ImageSet
 from preresnet.study import suspects
 from preresnet.train import trainer
 

@@ -12,7 +12,7 @@ from preresnet import device as devices
 from preresnet import inference
 from preresnet.data import crops, files, images, sets
 from preresnet.data.augment import Normalisation
-from preresnet.data.sets import ImageSet
+from preresnet.data.image_set import ImageSet
 from preresnet.model import weights
 from preresnet.model.network import Network
 from preresnet.recipe import DATA_SETS, PHOTOGRAPHS, DataSpec, ImagesInFiles, Precision

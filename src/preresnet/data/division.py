@@ -6,13 +6,14 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from preresnet.data import copies, files, shards
 from preresnet.data.files import ImageFiles
+from preresnet.data.image_set import ImageSet
 from preresnet.data.images import open_image
 from preresnet.data.scan import Scan, path_of, scan
 from preresnet.data.walk import normal
@@ -24,27 +25,6 @@ NAMED = 10  # broken images, at most
 HEAD = """\
 # Images that this run does not train on and is evaluated on, one a line: path from --data-root on, tab, class.
 """
-
-
-@dataclass(frozen=True)
-class Divided:
-    """One's own images as training sees them.
-
-    Args:
-        classes: names, by label.
-        train: images to train on.
-        evaluation: images that errors are measured on.
-        split: what these are: ``test``, or ``holdout`` for images kept out of training.
-        note: what a user should know of it.
-        across: pairs of images that are copies, one to evaluate on and one to train on, by their paths.
-    """
-
-    classes: tuple[str, ...]
-    train: ImageFiles
-    evaluation: ImageFiles
-    split: str
-    note: str = ""
-    across: tuple[tuple[str, str], ...] = ()
 
 
 def classes(root: Path | None) -> tuple[str, ...]:
@@ -61,7 +41,7 @@ def read(
     root: Path | None,
     leave_out: Collection[str] = (),
     written: Collection[str] | None = None,
-) -> Divided:
+) -> ImageSet:
     """Images to train on and images to evaluate on.
 
     With ``val/`` there, those in it are evaluated (``test``); else, or with ``spec.holdout``, some of the others are
@@ -95,12 +75,12 @@ def read(
             seen, shown = set(listed), set(map(normal, tested.listed(root)))
             both = [(one, other) for pair in like(found) for one, other in (pair, pair[::-1])]
             across = tuple(sorted((one, other) for one, other in both if one in shown and other in seen))
-            return Divided(names, whole, tested, "test", across=across)
+            return ImageSet(names, whole, tested, "test", across=across)
         if written is not None:
             kept = places(listed, written)
         else:
             kept = _kept(spec, whole, groups(listed, like(found), spec.group_by))
-    return Divided(names, *_apart(whole, kept, root / part), "holdout")
+    return ImageSet(names, *_apart(whole, kept, root / part), "holdout")
 
 
 def _kept(spec: Photographs, whole: ImageFiles, grouped: Sequence[str]) -> list[int]:
@@ -123,7 +103,7 @@ def _apart(whole: ImageFiles, kept: Sequence[int], place: Path) -> tuple[ImageFi
     return whole.take((~held).nonzero().flatten()), whole.take(held.nonzero().flatten())
 
 
-def _of_shards(spec: Photographs, root: Path, leave_out: Collection[str], written: Collection[str] | None) -> Divided:
+def _of_shards(spec: Photographs, root: Path, leave_out: Collection[str], written: Collection[str] | None) -> ImageSet:
     """As `read`, for images in shards: copies are not looked for, and broken ones are found when they are needed."""
     found = shards.find(root)
     assert found is not None
@@ -134,17 +114,17 @@ def _of_shards(spec: Photographs, root: Path, leave_out: Collection[str], writte
         known, tested = shards.read(root, "val", leave_out)
         labels = files.labels_by_name(known, names, f"the shards to test in {shards.address(root)}")
         tested, note = _readable(spec, replace(tested, labels=labels[tested.labels]))
-        return Divided(names, whole, tested, "test", note)
+        return ImageSet(names, whole, tested, "test", note)
     listed = list(map(normal, whole.listed(root)))
     kept = _kept(spec, whole, groups(listed, (), spec.group_by)) if written is None else places(listed, written)
     train, tested = _apart(whole, kept, root)
     tested, note = _readable(spec, tested)
-    return Divided(names, train, tested, "holdout", note)
+    return ImageSet(names, train, tested, "holdout", note)
 
 
 def evaluated(
     spec: Photographs, root: Path | None, leave_out: Collection[str] = (), written: Collection[str] | None = None
-) -> Divided:
+) -> ImageSet:
     """Images for a network that is trained; none to train on.
 
     Those in ``val/``; without it, those that the network's run has kept for that; where none of them is there, all.
@@ -156,24 +136,24 @@ def evaluated(
         found, whole = shards.read(root, "val" if is_test else "train", leave_out)
         if is_test:
             whole, note = _readable(spec, whole)
-            return Divided(found, _none(whole), whole, "test", note)
+            return ImageSet(found, _none(whole), whole, "test", note)
     elif (root / "val").is_dir() and not spec.holdout:
         found, none, tested = files.read("folder", root, train=False, leave_out=leave_out)
-        return Divided(found, none, tested, "test")
+        return ImageSet(found, none, tested, "test")
     else:
         found = files.classes(spec.name, root)
         whole = files.split(root, part, found, leave_out)
     kept = places(map(normal, whole.listed(root)), written or ())
     if not kept:
         why = "none of them is an image that the run kept for validation" if written else "it holds no val/"
-        return Divided(found, _none(whole), whole, "test", f"all images in {root / part} are measured: {why}")
+        return ImageSet(found, _none(whole), whole, "test", f"all images in {root / part} are measured: {why}")
     missing = len(set(map(normal, written or ()))) - len(kept)
     note = f"{missing:,} of the images that the run kept for validation are not there" if missing else ""
     tested = whole.take(torch.tensor(kept))
     if packed:
         tested, more = _readable(spec, tested)
         note = "; ".join(filter(None, (note, more)))
-    return Divided(found, _none(whole), tested, "holdout", note)
+    return ImageSet(found, _none(whole), tested, "holdout", note)
 
 
 def _none(images: ImageFiles) -> ImageFiles:

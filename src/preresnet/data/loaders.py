@@ -12,8 +12,8 @@ from preresnet.data.augment import Normalisation, crop_and_mirror, random_choice
 from preresnet.data.balance import choose
 from preresnet.data.crops import PaperCrops
 from preresnet.data.files import ImageFiles
+from preresnet.data.image_set import Images
 from preresnet.data.order import ImageOrder, generator
-from preresnet.data.sets import Images
 from preresnet.data.streaming import FileBatches
 from preresnet.recipe import DataSpec, ImagesInFiles, ImagesInMemory, Photographs
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from preresnet.data.sets import ImageSet
+from preresnet.data.image_set import ImageSet
 from preresnet.model.network import Network
 from preresnet.pictures import canvas, heatmaps
 from preresnet.propagation.probe import Probe, probe

@@ -15,9 +15,9 @@ from preresnet import device as devices
 from preresnet import inference, trained
 from preresnet.data import division, files, leaving_out, shards
 from preresnet.data.files import ImageFiles
+from preresnet.data.image_set import ImageSet
 from preresnet.data.loaders import evaluations
 from preresnet.data.scan import scan
-from preresnet.data.sets import ImageSet
 from preresnet.data.walk import normal
 from preresnet.fields import UserError, read_json
 from preresnet.paper.recipes import recipe

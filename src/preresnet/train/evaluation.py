@@ -11,8 +11,8 @@ from torch import Tensor
 from preresnet import inference
 from preresnet.data.crops import test_crop
 from preresnet.data.files import ImageFiles
+from preresnet.data.image_set import Images
 from preresnet.data.loaders import evaluations
-from preresnet.data.sets import Images
 from preresnet.model.network import Network
 from preresnet.pictures import explained
 from preresnet.recipe import ImagesInFiles

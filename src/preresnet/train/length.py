@@ -10,8 +10,8 @@ import torch
 from preresnet import inference
 from preresnet.changes import changed
 from preresnet.data import balance, scan, shards
+from preresnet.data.image_set import ImageSet
 from preresnet.data.loaders import evaluations
-from preresnet.data.sets import ImageSet
 from preresnet.fields import UserError
 from preresnet.recipe import Photographs, Recipe
 from preresnet.train import folder

@@ -9,8 +9,8 @@ import preresnet.device as devices
 from preresnet import trained
 from preresnet.data import augment, balance, leaving_out, sets
 from preresnet.data.files import ImageFiles
+from preresnet.data.image_set import Images
 from preresnet.data.loaders import Batches, fit, fixed_batch, plain_batches, training_batches
-from preresnet.data.sets import Images
 from preresnet.fields import read_json
 from preresnet.kernels import native
 from preresnet.model import memory, weights

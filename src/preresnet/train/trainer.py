@@ -5,7 +5,7 @@ import time
 from contextlib import nullcontext
 from typing import Any
 
-from preresnet.data.sets import ImageSet
+from preresnet.data.image_set import ImageSet
 from preresnet.pictures import canvas, curves
 from preresnet.signals import Signals
 from preresnet.train import folder, runlog
