@@ -14,12 +14,13 @@ from preresnet import inference
 from preresnet.cli import main
 from preresnet.data.image_set import ImageSet
 from preresnet.study import suspects
-from preresnet.train import trainer
+from preresnet.train import length, trainer
 
 
 @pytest.fixture(autouse=True)
 def own_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRERESNET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(length, "_seconds", lambda run, budget: (2.0, 1.0))  # as many steps on any machine, about
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def asked(photos: Path, out: Path, *more: str) -> list[str]:
-    options = ["--recipe", "images/resnet8-preact", "--folds", "3", "--minutes", "0.25", "--workers", "0"]
+    options = ["--recipe", "images/resnet8-preact", "--folds", "3", "--minutes", "5", "--workers", "0"]
     return ["data", "suspects", str(photos), "--out", str(out), *options, *more]
 
 
@@ -74,7 +75,8 @@ def test_wrong_labels_come_first_and_every_image_once(
     assert "judges something else (images differ)" in capsys.readouterr().err
 
 
-def test_a_stopped_search_goes_on(photos: Path, tmp_path: Path) -> None:
+def test_a_stopped_search_goes_on(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(length, "_seconds", lambda run, budget: (20.0, 1.0))
     out, trained = tmp_path / "out", []
 
     class StopError(Exception):

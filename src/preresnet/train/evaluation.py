@@ -15,7 +15,7 @@ from preresnet.data.image_set import Images
 from preresnet.data.loaders import evaluations
 from preresnet.model.network import Network
 from preresnet.pictures import explained
-from preresnet.recipe import ImagesInFiles
+from preresnet.recipe import ImagesInFiles, Photographs
 from preresnet.signals import Signals
 from preresnet.spec import to_json
 from preresnet.train import folder
@@ -46,8 +46,9 @@ def evaluate(run: Run, signals: Signals) -> None:
         entry["other_crops"] = {str(crop): _shares(inference.count_errors(*answers(crop))) for crop in others}
         names, across = run.data.names(run.request.data_root), run.data.across
         report = {"split": run.data.split, **inference.full_report(output, labels, run.data.classes, names)}
-        report["num_copies_across"] = len({image for image, _ in across})
-        report["copies_across"] = [{"image": image, "of": of} for image, of in across[: inference.SHOWN]]
+        if isinstance(recipe.data, Photographs):  # else nobody has looked for them
+            report["num_copies_across"] = len({image for image, _ in across})
+            report["copies_across"] = [{"image": image, "of": of} for image, of in across[: inference.SHOWN]]
         folder.write_text(run.request.out / folder.EVALUATION_FILE, json.dumps(report) + "\n")
         wanted = [one["image"] for key in ("surest_wrong", "doubted") for one in report[key]]
         small = _thumbnails(run, model, names, list(dict.fromkeys(wanted)))
