@@ -26,13 +26,13 @@ from torchvision.transforms import v2
 
 import preresnet
 from preresnet import device as devices
-from preresnet.data import division, loaders, streaming
+from preresnet.data import loaders, own_images, streaming
 from preresnet.recipe import Photographs
 
 
 def ours(root: Path, spec: Photographs, batch: int, workers: int) -> Callable[[], Iterator[torch.Tensor]]:
     """Batches as a run of `Photographs` takes them."""
-    data = division.read(spec, root)
+    data = own_images.read(spec, root)
     made = loaders.training_batches(
         data.train, spec, streaming.normalisation(), batch, 0, workers=workers, classes=data.classes
     )

@@ -1,11 +1,16 @@
 """Folders of small pictures, whose classes are colours, for the tests of recipes for photographs."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image, ImageFilter
+
+from preresnet.train import checkpoint
 
 CLASSES = ("ant", "bee", "cow")
 COLOURS = {"ant": (220, 60, 50), "bee": (60, 200, 70), "cow": (70, 80, 220)}
@@ -32,3 +37,22 @@ def fill(root: Path, counts: dict[str, int], first: int = 0) -> Path:
 def result(out: Path) -> dict[str, Any]:
     """Of a run."""
     return json.loads((out / "result.json").read_text())
+
+
+@contextmanager
+def stopped_at(step: int) -> Iterator[None]:
+    """Inside, a run dies right after its checkpoint of a step, as it has to."""
+
+    class StopError(Exception):
+        pass
+
+    def save_and_stop(*arguments: Any) -> None:
+        save(*arguments)
+        if arguments[3]["step"] == step:
+            raise StopError
+
+    save = checkpoint.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_and_stop)
+        with pytest.raises(StopError):
+            yield

@@ -5,14 +5,13 @@ import shutil
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from own_photos import CLASSES, SMALL, fill, picture, result
+from own_photos import CLASSES, SMALL, fill, picture, result, stopped_at
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -25,7 +24,7 @@ from preresnet.fields import with_fields
 from preresnet.paper.recipes import recipe
 from preresnet.recipe import Cosine, Photographs
 from preresnet.spec import UserError
-from preresnet.train import checkpoint, folder, length
+from preresnet.train import folder, length
 from preresnet.train.run import prepare
 
 SPEC = Photographs(name="images", image_size=32, test_crops=(40,), test_sides=(40,))
@@ -473,20 +472,8 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(photos: Path, tmp_path:
     options += ["--schedule.steps", "10", "--eval-every", "5"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run(*SMALL, *options, "--out", whole) == 0
-
-    class StopError(Exception):
-        pass
-
-    def save_and_stop(*arguments: Any) -> None:
-        save(*arguments)
-        if arguments[3]["step"] == 5:
-            raise StopError
-
-    save = checkpoint.save
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save", save_and_stop)
-        with pytest.raises(StopError):
-            run(*SMALL, *options, "--out", parts)
+    with stopped_at(5):
+        run(*SMALL, *options, "--out", parts)
     assert run(*SMALL, *options, "--out", parts, "--resume") == 0
     tensors = [load_file(out / "weights.safetensors") for out in (whole, parts)]
     assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])

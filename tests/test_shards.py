@@ -12,7 +12,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
-from own_photos import CLASSES, SMALL, fill, result
+from own_photos import CLASSES, SMALL, fill, result, stopped_at
 from PIL import Image
 
 from preresnet.cli import main
@@ -20,7 +20,6 @@ from preresnet.data import leaving_out, loaders, sets, shard_index, sharding, sh
 from preresnet.data.files import ImageFiles
 from preresnet.recipe import Photographs
 from preresnet.spec import UserError
-from preresnet.train import checkpoint
 
 SPEC = Photographs(name="images", image_size=32, test_crops=(40,), test_sides=(40,))
 
@@ -94,20 +93,8 @@ def test_a_run_of_shards_goes_on_exactly(packed: Path, tmp_path: Path) -> None:
     options = [*map(str, options), "--global-batch", "8"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main([*SMALL, *options, "--out", str(whole)]) == 0
-
-    class StopError(Exception):
-        pass
-
-    def save_and_stop(*arguments: Any) -> None:
-        save(*arguments)
-        if arguments[3]["step"] == 4:
-            raise StopError
-
-    save = checkpoint.save
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save", save_and_stop)
-        with pytest.raises(StopError):
-            main([*SMALL, *options, "--out", str(parts)])
+    with stopped_at(4):
+        main([*SMALL, *options, "--out", str(parts)])
     assert main([*SMALL, *options, "--out", str(parts), "--resume"]) == 0
     assert result(parts)["evaluations"] == result(whole)["evaluations"]
     assert result(parts)["loss"] == result(whole)["loss"]

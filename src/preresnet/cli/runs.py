@@ -12,6 +12,7 @@ from tyro.conf import AvoidSubcommands, Positional, Suppress, arg
 
 from preresnet.changes import changed, without_effect
 from preresnet.cli import options
+from preresnet.cli.entry import STARTED
 from preresnet.cli.options import command_line, shown
 from preresnet.fields import UserError, with_fields
 from preresnet.paper.recipes import recipe
@@ -108,7 +109,7 @@ class Train:
             command=command_line(),
         )
         given = (*self.given, "data.holdout") if self.holdout is not None else self.given
-        fitted = length.fitted(request, length.Length(self.epochs, self.minutes), given)
+        fitted = length.fitted(request, length.Length(self.epochs, self.minutes, STARTED), given)
         for line in fitted.said:
             options.note(line)
         result = series.train(fitted.request, self.probe_every, fitted.data)

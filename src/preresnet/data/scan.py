@@ -68,7 +68,7 @@ def scan(root: Path, report: Callable[[int, int], None] | None = None, workers: 
     index, lock = _open(root)
     try:
         with lock:  # another check of the same folder waits, and then knows what this one has found
-            todo, done = _compare(index, root), 0
+            unread, done = _compare(index, root), 0
             for folder, name, facts in reading.read_all(root, _changed(index), workers):
                 marks = ", ".join(f"{field} = ?" for field in _FACTS)
                 index.execute(
@@ -79,7 +79,7 @@ def scan(root: Path, report: Callable[[int, int], None] | None = None, workers: 
                 if done % KEEP_EVERY == 0:
                     index.commit()
                 if report is not None:
-                    report(done, todo)
+                    report(done, unread)
             index.commit()
         yield Scan(root, index, done)
     finally:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from preresnet.data import division, files, leaving_out
+from preresnet.data import files, leaving_out, own_images
 from preresnet.data.files import ImageFiles
 from preresnet.data.image_set import Images, ImageSet
 from preresnet.recipe import DATA_SETS, DataSpec, ImagesInFiles, PaperPhotographs, Photographs
@@ -23,7 +23,7 @@ def shape(spec: DataSpec, root: Path | None) -> tuple[int, int]:
     """
     known = DATA_SETS[spec.name]
     if isinstance(spec, Photographs):
-        return len(division.classes(root)), known.channels
+        return len(own_images.classes(root)), known.channels
     return known.classes or len(files.classes(spec.name, root)), known.channels
 
 
@@ -46,7 +46,7 @@ def load(spec: DataSpec, root: Path | None, leave_out: Path | None = None, writt
     listed = leaving_out.read(leave_out) if leave_out else frozenset()
     if isinstance(spec, Photographs):
         kept = leaving_out.read(written) if written else None
-        return division.read(spec, root, listed, kept)
+        return own_images.read(spec, root, listed, kept)
     if isinstance(spec, ImagesInFiles):
         classes, training, testing = files.read(spec.name, root, test=spec.holdout == 0, leave_out=listed)
     else:
@@ -69,7 +69,7 @@ def load_tested(
     listed = leaving_out.read(leave_out) if leave_out else frozenset()
     if isinstance(spec, Photographs):
         kept = leaving_out.read(written) if written else None
-        return division.evaluated(spec, root, listed, kept)
+        return own_images.evaluated(spec, root, listed, kept)
     if spec.holdout:
         return load(spec, root, leave_out)
     classes, train, tested = files.read(spec.name, root, train=False, leave_out=listed)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from preresnet import device as devices
 from preresnet import inference, trained
-from preresnet.data import division, files, leaving_out, shards
+from preresnet.data import division, files, leaving_out, own_images, shards
 from preresnet.data.files import ImageFiles
 from preresnet.data.image_set import ImageSet
 from preresnet.data.loaders import evaluations
@@ -124,7 +124,7 @@ def _read(asked: Asked, report: Callable[[str], None]) -> tuple[tuple[str, ...],
         raise UserError(f"{root} holds shards; labels are judged of images in folders of their class")
     _, part = files.training_place(root)
     with counting("files") as told, scan(root, told) as found:
-        damaged = division.broken(found)
+        damaged = own_images.broken(found)
         leave_out = listed | damaged.keys()
         classes = files.classes("images", root)
         parts = [files.split(root, part, classes, leave_out)]
@@ -135,7 +135,7 @@ def _read(asked: Asked, report: Callable[[str], None]) -> tuple[tuple[str, ...],
         images = ImageFiles(root, np.array([os.fsencode(path) for path in paths], dtype=np.bytes_), labels)
         if number := len(damaged.keys() - listed):
             report(f"{number:,} files are no whole images and are not judged; `preresnet data check` names them")
-        return classes, images, division.groups(list(map(normal, paths)), division.like(found))
+        return classes, images, division.groups(list(map(normal, paths)), own_images.like(found))
 
 
 def _plan(asked: Asked, images: ImageFiles, fold: Tensor) -> None:

@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 
 import preresnet.device as devices
-from preresnet.data import division, leaving_out
+from preresnet.data import leaving_out, own_images
 from preresnet.fields import read_json, require
 from preresnet.paper.networks import network
 from preresnet.recipe import Precision, Recipe
@@ -217,7 +217,7 @@ def claim(
     if request.leave_out is not None:
         shutil.copyfile(request.leave_out, out / LEAVE_OUT_FILE)
     if validation:
-        write_text(out / VALIDATION_FILE, leaving_out.text(validation, division.HEAD))
+        write_text(out / VALIDATION_FILE, leaving_out.text(validation, own_images.HEAD))
     # The recipe is written last: a folder with one is a run with all it needs to be resumed.
     for file, text in (
         (RUN_FILE, json.dumps(run, indent=1)),

@@ -1,8 +1,10 @@
 """What a recipe leaves to the data and to the machine: how many steps a run has, and at which size its images."""
 
+import tempfile
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +15,9 @@ from preresnet.data import balance, scan, shards
 from preresnet.data.image_set import ImageSet
 from preresnet.data.loaders import evaluations
 from preresnet.fields import UserError
+from preresnet.model import weights
 from preresnet.recipe import Photographs, Recipe
-from preresnet.train import folder
+from preresnet.train import checkpoint, folder
 from preresnet.train.capture import TrainingStep
 from preresnet.train.optim import set_lr
 from preresnet.train.run import STATISTICS_IMAGES, Run, prepare
@@ -34,11 +37,13 @@ class Length:
 
     Args:
         epochs: times that every training image is seen.
-        minutes: that it takes on this machine, with its evaluations.
+        minutes: that it takes on this machine, with its evaluations and checkpoints.
+        begin: when the minutes began, in seconds of `time.perf_counter`; None: when it is fitted.
     """
 
     epochs: float | None = None
     minutes: float | None = None
+    begin: float | None = None
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.minutes is not None:
@@ -81,11 +86,11 @@ def fitted(
     Raises:
         UserError: bad input, as for `preresnet.train.run.prepare`.
     """
-    begin = time.perf_counter()
-    own = isinstance(request.recipe.data, Photographs)
-    if not own and length == Length():
+    begin = time.perf_counter() if length.begin is None else length.begin
+    own, asked = isinstance(request.recipe.data, Photographs), length.epochs or length.minutes
+    if not own and not asked:
         return Fitted(request)
-    if "schedule.steps" in given and length != Length():
+    if "schedule.steps" in given and asked:
         raise UserError("schedule.steps is given, and --epochs or --minutes too; give one of them")
     stored = request.out / folder.RECIPE_FILE
     if request.resume and stored.is_file():
@@ -187,7 +192,7 @@ def _epoch(run: Run) -> int:
 
 
 def _seconds(run: Run, budget: float) -> tuple[float, float]:
-    """Of a step, and of an evaluation with all that goes with it; measured within a share of the time there is."""
+    """Of a step, and of an evaluation with its checkpoints; measured within a share of the time there is."""
     allowed = min(MEASURED_S, MEASURED_SHARE * budget)
     run.begin()
     update = TrainingStep(run.model, run.optimizer, run.recipe.norm_batch, run.precision, run.request.gpu)
@@ -211,7 +216,16 @@ def _seconds(run: Run, budget: float) -> tuple[float, float]:
         inference.logits(run.model, next(iter(passes.values())), run.precision)
     images = there + (min(STATISTICS_IMAGES, len(run.data.train)) if run.average else 0)
     evaluation = (time.perf_counter() - begin) * images / len(some)
-    return step, evaluation
+    return step, evaluation + 2 * _saving(run)  # a run is saved before and after it is evaluated
+
+
+def _saving(run: Run) -> float:
+    """Seconds that a checkpoint and the weights take to be written."""
+    with tempfile.TemporaryDirectory() as place:
+        begin, model = time.perf_counter(), run.average.model if run.average else run.model
+        checkpoint.save(Path(place), run.model, run.optimizer, {}, run.average and run.average.model)
+        weights.save(Path(place) / weights.WEIGHTS_FILE, model, {})
+        return time.perf_counter() - begin
 
 
 def _of_length(recipe: Recipe, steps: int, times: int, given: Collection[str]) -> Recipe:
