@@ -119,11 +119,7 @@ def _of_shards(spec: Photographs, root: Path, leave_out: Collection[str], writte
         tested, note = _readable(spec, replace(tested, labels=labels[tested.labels]))
         return ImageSet(names, whole, tested, "test", note)
     listed = list(map(normal, whole.listed(root)))
-    kept = (
-        _kept(spec, whole, division.groups(listed, (), spec.group_by))
-        if written is None
-        else division.places(listed, written)
-    )
+    kept = _kept(spec, whole, listed, (), written)
     train, tested = _apart(whole, kept, root)
     tested, note = _readable(spec, tested)
     return ImageSet(names, train, tested, "holdout", note)
