@@ -8,7 +8,6 @@ import importlib
 import io
 import os
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 from preresnet.fields import UserError, nearest
 
 PROGRAM = "preresnet"
-STARTED = time.perf_counter()  # what a command was given as time begins here
 os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")  # a wrong option is answered here, not on a web page
 
 # Module in this folder, class in it, and the first line of its help.

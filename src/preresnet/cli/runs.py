@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +13,6 @@ from tyro.conf import AvoidSubcommands, Positional, Suppress, arg
 
 from preresnet.changes import changed, without_effect
 from preresnet.cli import options
-from preresnet.cli.entry import STARTED
 from preresnet.cli.options import command_line, shown
 from preresnet.fields import UserError, with_fields
 from preresnet.paper.recipes import recipe
@@ -86,6 +86,7 @@ class Train:
 
     def run(self) -> int:
         """Train, and print where the run and its results are."""
+        begin = time.perf_counter()  # PyTorch's import, which is next, is part of the minutes
         from preresnet import display
         from preresnet.propagation import series
         from preresnet.train import folder, length
@@ -109,7 +110,7 @@ class Train:
             command=command_line(),
         )
         given = (*self.given, "data.holdout") if self.holdout is not None else self.given
-        fitted = length.fitted(request, length.Length(self.epochs, self.minutes, STARTED), given)
+        fitted = length.fitted(request, length.Length(self.epochs, self.minutes, begin), given)
         for line in fitted.said:
             options.note(line)
         result = series.train(fitted.request, self.probe_every, fitted.data)

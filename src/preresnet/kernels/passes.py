@@ -234,7 +234,8 @@ def _maps(**maps: Tensor | None) -> list[Tensor]:
     if first.ndim != 4:
         raise RuntimeError(f"expected 4D {name} (got {first.ndim}D {name})")
     if first.dtype not in native.TYPES:
-        raise RuntimeError(f"there is no such pass for feature maps of {first.dtype}")
+        # in PyTorch's words for a type that an operation does not take
+        raise RuntimeError(f"not implemented for feature maps of {first.dtype}")
     if first.numel() == 0:
         raise RuntimeError(f"{name} of shape {tuple(first.shape)} has no values")
     for other, x in others:
