@@ -36,8 +36,9 @@ def test_on_a_cpu_a_step_is_the_update() -> None:
     ("mechanisms", "device", "words"),
     [
         (("compiled",), "cpu", "--gpu compiled is for CUDA devices, and this is cpu"),
+        (("plain", "compiled"), "cuda", "plain means none of the others"),
         (("capture",), "cuda", "give --gpu capture tensor-lr"),
-        (("fast",), "cuda", "--gpu fast; there are compiled, capture, tensor-lr"),
+        (("fast",), "cuda", "--gpu fast; there are compiled, capture, tensor-lr, plain"),
     ],
 )
 def test_what_a_device_cannot_do_is_refused(mechanisms: tuple[Mechanism, ...], device: str, words: str) -> None:
@@ -89,11 +90,12 @@ def test_on_a_gpu_the_bench_has_a_row_for_each_and_for_all() -> None:
     )
     rows = [(job.name, job.fused, job.gpu) for job in found]
     assert rows == [
-        ("preresnet default", False, ()),
+        ("preresnet default", False, ("tensor-lr", "capture")),
         ("preresnet compiled", True, ("compiled",)),
         ("preresnet tensor-lr capture", False, ("tensor-lr", "capture")),
         ("preresnet compiled tensor-lr capture", True, ("compiled", "tensor-lr", "capture")),
-        ("limit best", False, ()),
+        ("preresnet eager", False, ()),
+        ("limit best", False, ("tensor-lr", "capture")),
     ]
 
 

@@ -25,7 +25,7 @@ from preresnet.paper.networks import network
 from preresnet.recipe import Precision
 from preresnet.signals import held_back
 from preresnet.spec import MemoryPlan, NetSpec, Order, UserError, from_json, to_json
-from preresnet.train.capture import Mechanism, check_mechanisms
+from preresnet.train.capture import Mechanism, check_mechanisms, chosen
 
 Other = Literal["pytorchcv", "timm", "eager", "limit"]
 
@@ -60,25 +60,26 @@ def setups(
         precision=devices.resolve(precision, device),
         training=training,
     )
-    plain = device.type == "cuda"  # there, ours are PyTorch's own operations unless a mechanism is asked for
-    ours = replace(ours, settings=f"{ours.precision}, channels_last, {'eager' if plain else 'fused'}", fused=not plain)
+    default = chosen(None, device) if training else ()
+    words = "fused" if device.type != "cuda" else " ".join(default) or "eager"
+    ours = replace(ours, settings=f"{ours.precision}, channels_last, {words}", fused=words == "fused", gpu=default)
     found = [replace(ours, plan=plan, mode=plan, settings=f"{ours.settings}, memory plan {plan}") for plan in plans]
     found = found or [ours]
-    for chosen in _mechanisms(gpu, device):
-        words = " ".join(chosen)
+    for some in _mechanisms(gpu, device):
+        words = " ".join(some)
         settings = f"{ours.precision}, channels_last, {words}"
-        found.append(replace(ours, mode=words, settings=settings, fused="compiled" in chosen, gpu=chosen))
+        found.append(replace(ours, mode=words, settings=settings, fused="compiled" in some, gpu=some))
     for other in dict.fromkeys(against):
         if other == "eager":
-            if plain:
-                continue  # that is ours
-            found.append(replace(ours, mode="eager", settings=f"{ours.precision}, channels_last", fused=False))
+            found.append(replace(ours, mode="eager", settings=f"{ours.precision}, channels_last", fused=False, gpu=()))
         elif other == "limit":
             bare = replace(spec, unit=replace(spec.unit, order=Order(pre="", between="", end="", after_add="")))
             settings = f"{ours.precision}, channels_last, norms and ReLUs removed"
             found.append(replace(ours, system="limit", mode="best", settings=settings, network=to_json(bare)))
         else:
-            theirs = replace(ours, system=other, network=_name_at(other, name), settings="float32, default layout")
+            theirs = replace(
+                ours, gpu=(), system=other, network=_name_at(other, name), settings="float32, default layout"
+            )
             found.append(replace(theirs, precision="float32", channels_last=False))
             best = f"{ours.precision}, channels_last"
             found.append(replace(theirs, mode="best", settings=best))

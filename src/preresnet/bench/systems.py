@@ -6,7 +6,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -88,7 +87,7 @@ def serve(pipe: Any, setup: Setup) -> None:
     take_no_interrupts()
     try:
         device = torch.device(setup.device)
-        with own_stream(device) if "capture" in setup.gpu else nullcontext():
+        with own_stream(device, setup.gpu):
             _serve(pipe, setup, device)
     except Exception as error:  # the parent decides whether that ends the run
         pipe.send({"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"})

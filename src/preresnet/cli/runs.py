@@ -58,9 +58,9 @@ class Train:
     probe_every: int | Literal["auto"] | None = None
     """Probe the network every N steps, into probe.jsonl and probe.png of the run; the result stays the same. auto: as
     often as 3 % of the run's time allow, 100 times at most."""
-    gpu: tuple[Literal["compiled", "capture", "tensor-lr"], ...] = ()
-    """On a CUDA device, beyond PyTorch's own operations: compiled, fused passes; capture, whole steps as CUDA graphs;
-    tensor-lr, the learning rate on the device, which capture needs."""
+    gpu: tuple[Literal["compiled", "capture", "tensor-lr", "plain"], ...] | None = None
+    """On a CUDA device: capture, whole steps as CUDA graphs; tensor-lr, the learning rate on the device, which capture
+    needs; compiled, fused passes; plain, none of these. By default capture and tensor-lr."""
     recipe: AvoidSubcommands[Annotated[Recipe, arg(name="")]] = ANY_RECIPE
     given: Suppress[tuple[str, ...]] = ()
 

@@ -54,7 +54,7 @@ class Reproduce:
     """As in `preresnet train`."""
     probe_every: int | Literal["auto"] | None = None
     """As in `preresnet train`; heat maps of each row are in the report then."""
-    gpu: tuple[Literal["compiled", "capture", "tensor-lr"], ...] = ()
+    gpu: tuple[Literal["compiled", "capture", "tensor-lr", "plain"], ...] | None = None
     """As in `preresnet train`."""
     dry_run: bool = False
     """List the runs, with images and predicted hours on this device; train nothing."""
@@ -110,7 +110,7 @@ class Sweep:
     """As in `preresnet train`."""
     probe_every: int | Literal["auto"] | None = None
     """As in `preresnet train`; heat maps of each row are in the report then."""
-    gpu: tuple[Literal["compiled", "capture", "tensor-lr"], ...] = ()
+    gpu: tuple[Literal["compiled", "capture", "tensor-lr", "plain"], ...] | None = None
     """As in `preresnet train`."""
     dry_run: bool = False
     """List the runs, with images and predicted hours on this device; train nothing."""

@@ -17,7 +17,7 @@ from preresnet.study.manifest import Manifest
 from preresnet.study.plan import Plan, run_folder
 from preresnet.study.runs import Job, Outcome, kept, step
 from preresnet.train import folder
-from preresnet.train.capture import Mechanism, check_mechanisms
+from preresnet.train.capture import Mechanism, chosen
 from preresnet.train.checkpoint import not_written
 
 
@@ -41,7 +41,7 @@ class Execution:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         memory: plan of each run.
         probe_every: steps between two probes of a run, or ``auto``; None: none.
-        gpu: mechanisms of each run on a CUDA device.
+        gpu: mechanisms of each run on a CUDA device; None: as is best there.
         command: that started it, for records.
     """
 
@@ -52,7 +52,7 @@ class Execution:
     device: str = "auto"
     memory: Literal["auto"] | MemoryPlan = "auto"
     probe_every: series.Every = None
-    gpu: tuple[Mechanism, ...] = ()
+    gpu: tuple[Mechanism, ...] | None = None
     command: str = ""
 
 
@@ -103,7 +103,7 @@ def reproduce(plan: Plan, seeds: int, execution: Execution, progress: Progress |
         folder.resolve_network(recipe, num_classes, in_channels)
     entries.open_study(out, plan, range(seeds), execution.command)  # refused before anything is made
     if execution.executor == "local":
-        check_mechanisms(execution.gpu, devices.choose(execution.device))
+        chosen(execution.gpu, devices.choose(execution.device))
     else:
         executors.require_ray()
     for recipe in {recipe.data: recipe for recipe in recipes}.values():

@@ -21,27 +21,40 @@ from preresnet.recipe import Precision
 from preresnet.spec import UserError
 from preresnet.train.optim import update
 
-Mechanism = Literal["compiled", "capture", "tensor-lr"]
-"""What a run on a CUDA device may use beyond PyTorch's own operations, each off unless asked for:
+Mechanism = Literal["compiled", "capture", "tensor-lr", "plain"]
+"""How a run on a CUDA device computes, ``capture`` and ``tensor-lr`` unless said otherwise:
 
 - ``compiled``: the fused passes of `preresnet.kernels`;
 - ``capture``: whole steps as CUDA graphs;
-- ``tensor-lr``: the learning rate as a tensor on the device, which ``capture`` needs.
+- ``tensor-lr``: the learning rate as a tensor on the device, which ``capture`` needs;
+- ``plain``: none of these.
 """
 
 EAGER_STEPS = 3  # of each shape before capture: compiling, choosing kernels, allocating
 
 
-def check_mechanisms(mechanisms: Sequence[Mechanism], device: torch.device) -> None:
-    """Refuse mechanisms that a device or one another does not allow.
+def chosen(asked: Sequence[Mechanism] | None, device: torch.device) -> tuple[Mechanism, ...]:
+    """The mechanisms that a run uses, from those that were asked for; None: as is best on the device.
+
+    On a GPU that is a captured step: the same numbers several times as fast. The compiled passes gain nothing there.
 
     Raises:
-        UserError: no CUDA device, an unknown mechanism, or ``capture`` without ``tensor-lr``.
+        UserError: no CUDA device, an unknown mechanism, ``capture`` without ``tensor-lr``, or ``plain`` with others.
     """
+    if asked is None:
+        return ("tensor-lr", "capture") if device.type == "cuda" else ()
+    check_mechanisms(asked, device)
+    return tuple(name for name in asked if name != "plain")
+
+
+def check_mechanisms(mechanisms: Sequence[Mechanism], device: torch.device) -> None:
+    """Refuse what `chosen` refuses."""
     known = get_args(Mechanism)
     if unknown := [name for name in mechanisms if name not in known]:
         raise UserError(f"--gpu {unknown[0]}; there are {', '.join(known)}")
-    if mechanisms and device.type != "cuda":
+    if "plain" in mechanisms and len(mechanisms) > 1:
+        raise UserError(f"--gpu {' '.join(mechanisms)}: plain means none of the others; give it alone, or leave it out")
+    if set(mechanisms) - {"plain"} and device.type != "cuda":
         raise UserError(f"--gpu {' '.join(mechanisms)} is for CUDA devices, and this is {device}; leave --gpu out")
     if "capture" in mechanisms and "tensor-lr" not in mechanisms:
         raise UserError(
@@ -56,12 +69,12 @@ def choose_passes(model: nn.Module, mechanisms: Sequence[Mechanism], device: tor
 
 
 @contextmanager
-def own_stream(device: torch.device) -> Iterator[None]:
-    """Run what is inside on a stream of its own, as capture asks for; on a CPU, as it is.
+def own_stream(device: torch.device, mechanisms: Sequence[Mechanism] = ("capture",)) -> Iterator[None]:
+    """Run what is inside on a stream of its own, where steps are captured; else as it is.
 
     Several runs in threads of one process then share a GPU side by side.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" or "capture" not in mechanisms:
         yield
         return
     stream = torch.cuda.Stream(device)

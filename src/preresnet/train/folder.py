@@ -22,7 +22,7 @@ from preresnet.fields import read_json, require
 from preresnet.paper.networks import network
 from preresnet.recipe import Precision, Recipe
 from preresnet.spec import MemoryPlan, NetSpec, UserError, from_json, to_json
-from preresnet.train.capture import Mechanism
+from preresnet.train.capture import Mechanism, chosen
 from preresnet.train.checkpoint import not_written, write_atomically
 
 RECIPE_FILE, NETWORK_FILE, RUN_FILE, RESULT_FILE = "recipe.json", "network.json", "run.json", "result.json"
@@ -50,7 +50,7 @@ class Request:
         resume: continue the run in ``out`` if there is one.
         memory: a plan of `preresnet.model.memory`, or ``auto``: the one that computes least among those that fit.
         workers: processes that read image files; None chooses.
-        gpu: mechanisms of `preresnet.train.capture` that a run on a CUDA device uses; none by default.
+        gpu: mechanisms of `preresnet.train.capture` on a CUDA device; None: as is best there.
         name: of the recipe, for records.
         command: that started the run, for records.
     """
@@ -65,7 +65,7 @@ class Request:
     resume: bool = False
     memory: Literal["auto"] | MemoryPlan = "auto"
     workers: int | None = None
-    gpu: tuple[Mechanism, ...] = ()
+    gpu: tuple[Mechanism, ...] | None = None
     name: str = ""
     command: str = ""
 
@@ -240,7 +240,7 @@ def provenance(request: Request, device: torch.device, precision: Precision) -> 
         "command": request.command,
         "name": request.name,
         "precision": precision,
-        "gpu": list(request.gpu),
+        "gpu": list(chosen(request.gpu, device)),
         "device": devices.describe(device),
         "versions": {
             "preresnet": __version__,

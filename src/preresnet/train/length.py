@@ -18,7 +18,7 @@ from preresnet.fields import UserError
 from preresnet.model import weights
 from preresnet.recipe import Photographs, Recipe
 from preresnet.train import checkpoint, folder
-from preresnet.train.capture import TrainingStep
+from preresnet.train.capture import TrainingStep, own_stream
 from preresnet.train.optim import set_lr
 from preresnet.train.run import STATISTICS_IMAGES, Run, prepare
 
@@ -195,7 +195,12 @@ def _seconds(run: Run, budget: float) -> tuple[float, float]:
     """Of a step, and of an evaluation with its checkpoints; measured within a share of the time there is."""
     allowed = min(MEASURED_S, MEASURED_SHARE * budget)
     run.begin()
-    update = TrainingStep(run.model, run.optimizer, run.recipe.norm_batch, run.precision, run.request.gpu)
+    with own_stream(run.device, run.mechanisms):
+        return _measured(run, allowed)
+
+
+def _measured(run: Run, allowed: float) -> tuple[float, float]:
+    update = TrainingStep(run.model, run.optimizer, run.recipe.norm_batch, run.precision, run.mechanisms)
     set_lr(run.optimizer, 1e-6)
     batches = run.batches()
     begin, steps = time.perf_counter(), 0

@@ -1,5 +1,6 @@
 """One run: everything that its loop needs, made once from a request, and what is done with it between two steps."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from preresnet.recipe import Photographs, Precision, Recipe
 from preresnet.spec import MemoryPlan, NetSpec, UserError
 from preresnet.train import checkpoint, folder, parts, source
 from preresnet.train.averaging import Average
-from preresnet.train.capture import check_mechanisms, choose_passes
+from preresnet.train.capture import Mechanism, choose_passes, chosen
 from preresnet.train.errors import STOPPED, NotFiniteError
 from preresnet.train.optim import build_optimizer
 from preresnet.train.progress import Meter, Progress, SinceLine
@@ -40,6 +41,7 @@ class Run:
         normalisation: fitted to the training images, on the device.
         device: that trains.
         precision: resolved, not ``auto``.
+        mechanisms: of its steps on a GPU.
         plan: what the backward pass recomputes.
         predicted_bytes: that a step takes at that plan.
         model: on the device; its weights are those that the run starts from.
@@ -63,6 +65,7 @@ class Run:
     normalisation: augment.Normalisation
     device: torch.device
     precision: Precision
+    mechanisms: tuple[Mechanism, ...]
     plan: MemoryPlan
     predicted_bytes: int
     model: Network
@@ -230,7 +233,7 @@ def prepare(request: folder.Request, data: sets.ImageSet | None = None, rank: in
     """
     recipe = request.recipe
     device = devices.choose(request.device)
-    check_mechanisms(request.gpu, device)
+    mechanisms = chosen(request.gpu, device)
     precision = devices.resolve(recipe.precision, device)
     num_classes, in_channels = sets.shape(recipe.data, request.data_root) if data is None else data.shape
     known = trained.stored_classes(request.out) if request.resume else None
@@ -250,14 +253,14 @@ def prepare(request: folder.Request, data: sets.ImageSet | None = None, rank: in
         )
     if known is not None:
         data = trained.with_classes(data, known, request.data_root, whole=True)
-    plan, predicted_bytes = _plan(request, spec, device, precision, world_size)
+    plan, predicted_bytes = _plan(request, spec, device, precision, mechanisms, world_size)
     torch.manual_seed(request.seed)
     model = build(spec, request.seed)
     if origin is not None:
         said += source.take(model, data.classes, origin)
     parts.freeze_parameters(model, recipe.freeze)
     memory.set_plan(model, plan)
-    choose_passes(model, request.gpu, device)
+    choose_passes(model, mechanisms, device)
     model = devices.place(model, device)
     normalisation = (
         fit(data.train, recipe.data) if origin is None else source.normalisation(origin.network, recipe.data)
@@ -269,6 +272,7 @@ def prepare(request: folder.Request, data: sets.ImageSet | None = None, rank: in
         normalisation.to(device),
         device,
         precision,
+        mechanisms,
         plan,
         predicted_bytes,
         model,
@@ -298,12 +302,17 @@ def _source(request: folder.Request) -> Source | None:
 
 
 def _plan(
-    request: folder.Request, spec: NetSpec, device: torch.device, precision: Precision, world_size: int
+    request: folder.Request,
+    spec: NetSpec,
+    device: torch.device,
+    precision: Precision,
+    mechanisms: Sequence[Mechanism],
+    world_size: int,
 ) -> tuple[MemoryPlan, int]:
     """The memory plan of a run, and the bytes that a step is predicted to take in each of its processes."""
     recipe = request.recipe
     size, batch = recipe.data.image_size, recipe.norm_batch or recipe.global_batch // world_size
-    fused = native.available() if device.type == "cpu" else "compiled" in request.gpu
+    fused = native.available() if device.type == "cpu" else "compiled" in mechanisms
     if request.memory == "auto":
         plan, found = memory.choose(spec, size, batch, precision, devices.free_bytes(device), fused=fused)
     else:

@@ -2,7 +2,6 @@
 
 import json
 import time
-from contextlib import nullcontext
 from typing import Any
 
 from preresnet.data.image_set import ImageSet
@@ -61,8 +60,8 @@ def _loop(run: Run, watch: Watch | None, signals: Signals) -> None:
     batches, probes = run.batches(), watch and _probes(run, watch)
     if probes and progress.step == 0:
         probes.look(0)
-    with own_stream(run.device) if "capture" in run.request.gpu else nullcontext():
-        update = TrainingStep(run.model, run.optimizer, recipe.norm_batch, run.precision, run.request.gpu)
+    with own_stream(run.device, run.mechanisms):
+        update = TrainingStep(run.model, run.optimizer, recipe.norm_batch, run.precision, run.mechanisms)
         while True:
             if run.owes_evaluation():  # its step is saved: if this fails, a resumed run begins here
                 evaluate(run, signals)
