@@ -18,7 +18,7 @@ LAYERS = [
     {"changes"},
     {"paper"},
     {"pictures", "terminal"},
-    {"kernels", "signals"},
+    {"kernels", "signals", "distributed"},
     {"model", "data", "device"},
     {"inference"},
     {"trained"},

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return read_command(arguments).run()
     except UserError as error:
-        return _fail(str(error))
+        return 2 if _is_silent(error) else _fail(str(error))
     except BrokenPipeError:
         return 0
     except OSError as error:
@@ -86,8 +86,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int | None = getattr(error, "exit_code", None)  # a run or a study that ended without its result
         if code is None:
             raise
+        if _is_silent(error):
+            return code
         print(error if code > 128 else f"error: {error}", file=sys.stderr)
         return code
+
+
+def speaks() -> bool:
+    """Whether this is the process of its run that prints: the first of those that torchrun started, or one alone."""
+    return int(os.environ.get("RANK") or 0) == 0
+
+
+def _is_silent(error: Exception) -> bool:
+    """Whether another process of the run says the same: the first, but for what keeps them from joining."""
+    return not speaks() and not getattr(error, "everywhere", False)
 
 
 def read_command(arguments: list[str]) -> Any:
@@ -104,6 +116,8 @@ def read_command(arguments: list[str]) -> Any:
     rest = arguments[1:]
     if rest and f"{name} {rest[0]}" in COMMANDS:
         name, rest = f"{name} {rest[0]}", rest[1:]
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1 and name != "train":
+        raise UserError(f"preresnet {name} runs in one process; only preresnet train can be started by torchrun")
     if group := [command for command in COMMANDS if command.startswith(f"{name} ")]:
         if rest and rest[0] not in ("-h", "--help"):
             raise UserError(f"no command {name} {rest[0]!r}; there is {', '.join(group)}")

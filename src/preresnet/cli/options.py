@@ -16,7 +16,7 @@ import pydantic
 import tyro
 
 from preresnet.changes import FOLLOWERS, PARTS, changed, field_names
-from preresnet.cli.entry import PROGRAM
+from preresnet.cli.entry import PROGRAM, speaks
 from preresnet.fields import UserError, explain, field_types, from_json, members, read_json, tag_of
 from preresnet.paper.networks import network
 from preresnet.paper.recipes import recipe
@@ -38,7 +38,8 @@ def shown(*words: str | Path) -> str:
 
 def note(line: str) -> None:
     """Say something that a user did not ask for but should know."""
-    print(f"note: {line}", file=sys.stderr)
+    if speaks():
+        print(f"note: {line}", file=sys.stderr)
 
 
 def parsed(kind: Any, name: str, arguments: Sequence[str], default: Any = None) -> Any:

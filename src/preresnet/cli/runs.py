@@ -87,7 +87,13 @@ class Train:
     def run(self) -> int:
         """Train, and print where the run and its results are."""
         begin = time.perf_counter()  # PyTorch's import, which is next, is part of the minutes
-        from preresnet import display
+        from preresnet import distributed
+
+        with distributed.joined(self.device) as world:
+            return self._train(begin, quiet=not world.first)
+
+    def _train(self, begin: float, *, quiet: bool) -> int:
+        from preresnet import display, distributed
         from preresnet.propagation import series
         from preresnet.train import folder, length
 
@@ -102,7 +108,7 @@ class Train:
             leave_out=self.leave_out,
             weights=self.weights,
             device=self.device,
-            resume=self.resume,
+            resume=self.resume or distributed.restarts() > 0,
             memory=self.memory,
             workers=self.workers,
             gpu=self.gpu,
@@ -111,9 +117,11 @@ class Train:
         )
         given = (*self.given, "data.holdout") if self.holdout is not None else self.given
         fitted = length.fitted(request, length.Length(self.epochs, self.minutes, begin), given)
-        for line in fitted.said:
+        for line in () if quiet else fitted.said:
             options.note(line)
         result = series.train(fitted.request, self.probe_every, fitted.data)
+        if quiet:
+            return 0
         display.result(result)
         place = () if self.data_root is None else ("--data-root", self.data_root)
         print(f"run      {self.out}")

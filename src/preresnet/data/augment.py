@@ -60,6 +60,10 @@ class Choices:
     left: Tensor
     mirrored: Tensor
 
+    def of(self, part: slice) -> "Choices":
+        """Those of a part of the batch."""
+        return Choices(self.top[part], self.left[part], self.mirrored[part])
+
 
 def random_choices(num_images: int, spec: ImagesInMemory, generator: torch.Generator) -> Choices:
     """Draw crops and mirrorings for a batch, always on the CPU so that every device sees the same images."""

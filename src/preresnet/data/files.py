@@ -1,6 +1,7 @@
 """Image files in folders, one for each class: which there are, of which class, and what was left out."""
 
 import os
+import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,6 +60,11 @@ class ImageFiles:
         chosen = index.cpu().numpy()
         packing = self.packing and self.packing.take(chosen)
         return ImageFiles(self.root, self.names[chosen], self.labels[index], self.left_out, packing)
+
+    def fingerprint(self) -> str:
+        """What other names, labels or orders would not have; the files are not read."""
+        parts = (b"\0".join(self.names.tolist()), self.labels.numpy().tobytes())
+        return f"{len(self)}-" + "-".join(f"{zlib.crc32(one):08x}" for one in parts)
 
     def path(self, index: int) -> Path:
         """Of one file."""

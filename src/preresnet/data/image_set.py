@@ -1,5 +1,6 @@
 """Images with their labels, and a data set as training sees it: some to train on, some to evaluate on."""
 
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,11 @@ class Images:
     def take(self, index: Tensor) -> "Images":
         """Some of the images, in the order of ``index`` (m,) int64."""
         return Images(self.pixels[index], self.labels[index])
+
+    def fingerprint(self) -> str:
+        """What other images, labels or orders would not have."""
+        parts = (self.pixels, self.labels)
+        return f"{len(self)}-" + "-".join(f"{zlib.crc32(one.cpu().numpy().tobytes()):08x}" for one in parts)
 
 
 @dataclass(frozen=True)

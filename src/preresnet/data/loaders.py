@@ -13,7 +13,7 @@ from preresnet.data.balance import choose
 from preresnet.data.crops import PaperCrops
 from preresnet.data.files import ImageFiles
 from preresnet.data.image_set import Images
-from preresnet.data.order import ImageOrder, generator
+from preresnet.data.order import ImageOrder, generator, slice_of
 from preresnet.data.streaming import FileBatches
 from preresnet.recipe import DataSpec, ImagesInFiles, ImagesInMemory, Photographs
 
@@ -47,6 +47,8 @@ class TrainingBatches:
         batch: images a step.
         seed: of the run.
         small_steps: how many first steps get images of ``spec.small_size``.
+        rank: which part of each batch is given.
+        world_size: how many parts there are.
     """
 
     def __init__(
@@ -57,7 +59,10 @@ class TrainingBatches:
         batch: int,
         seed: int,
         small_steps: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
+        self.mine = slice_of(rank, world_size, batch)
         self.images = images
         self.spec = spec
         self.normalisation = normalisation
@@ -71,11 +76,11 @@ class TrainingBatches:
         Returns:
             (batch, c, h, w) float32 in channels_last, smaller in the first ``small_steps``; (batch,) int64 labels.
         """
-        taken = self.images.take(self.order.indices(step).to(self.images.pixels.device, non_blocking=True))
+        taken = self.images.take(self.order.indices(step)[self.mine].to(self.images.pixels.device, non_blocking=True))
         x = self.normalisation(taken.pixels)
         if self.spec.pad or self.spec.flip:
-            choices = random_choices(len(taken), self.spec, generator(self.order.seed, "augment", step))
-            x = crop_and_mirror(x, choices, self.spec.pad)
+            choices = random_choices(self.order.batch, self.spec, generator(self.order.seed, "augment", step))
+            x = crop_and_mirror(x, choices.of(self.mine), self.spec.pad)
         x = x.permute(0, 3, 1, 2)
         if step < self.small_steps:
             x = F.interpolate(x, size=(self.spec.small_size,) * 2, mode="bilinear", antialias=True)
@@ -91,6 +96,8 @@ def training_batches(
     small_steps: int = 0,
     workers: int | None = None,
     classes: Sequence[str] = (),
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Batches:
     """What training sees, for images in memory or in files.
 
@@ -103,20 +110,24 @@ def training_batches(
         small_steps: how many first steps get small images, of those in memory.
         workers: processes that read files.
         classes: names by label; `Photographs` needs them.
+        rank: which part of each batch is given: place and chance of an image are those that it has in the whole.
+        world_size: how many parts there are.
     """
     if isinstance(spec, ImagesInMemory):
         assert isinstance(images, Images)
-        return TrainingBatches(images, spec, normalisation, batch, seed, small_steps)
+        return TrainingBatches(images, spec, normalisation, batch, seed, small_steps, rank, world_size)
     assert isinstance(images, ImageFiles)
     if not isinstance(spec, Photographs):
         order = ImageOrder(len(images), batch, seed)
-        return FileBatches(images, PaperCrops(spec), normalisation, order, workers)
+        mine = slice_of(rank, world_size, batch)
+        return FileBatches(images, PaperCrops(spec), normalisation, order, workers, mine=mine)
     from preresnet.data.photographs import Crops, Mixing  # torchvision takes a second to import
 
     balance = choose(spec, images.labels, classes)
     order = ImageOrder(len(images), batch, seed, balance.repeats)
     mixing = Mixing(spec, len(classes), seed, balance.weights)
-    return FileBatches(images, Crops(spec), normalisation, order, workers, mixing, spec.broken == "skip")
+    mine = slice_of(rank, world_size, batch)
+    return FileBatches(images, Crops(spec), normalisation, order, workers, mixing, spec.broken == "skip", mine)
 
 
 def fit(images: Images | ImageFiles, spec: DataSpec) -> Normalisation:

@@ -16,6 +16,12 @@ def generator(seed: int, stream: str, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(words[0]) << 31 ^ int(words[1]))
 
 
+def slice_of(rank: int, world_size: int, batch: int) -> slice:
+    """The places in a batch that are one process's: neighbours, as many as every other's."""
+    share = batch // world_size
+    return slice(rank * share, (rank + 1) * share)
+
+
 class ImageOrder:
     """Which images make up the batch of a step, as a pure function of it.
 

@@ -7,7 +7,7 @@ replayed, and the number of workers changes nothing.
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -114,6 +114,7 @@ class FileBatches:
         workers: processes that read; None chooses, 0 reads in this process.
         mixing: what is done with a whole batch of a step.
         skip: let another image take the place of one that is broken.
+        mine: places of the batch that are given. Mixing takes in the image before each, so one more is read.
 
     Attributes:
         broken: what was wrong with those that were skipped, by image.
@@ -128,6 +129,7 @@ class FileBatches:
         workers: int | None = None,
         mixing: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
         skip: bool = False,
+        mine: slice = slice(None),
     ) -> None:
         self.dataset = _Training(files, crops, order.batch, order.seed, skip)
         self.broken: set[str] = set()
@@ -137,6 +139,11 @@ class FileBatches:
         self.workers = num_workers(workers)
         self._ahead: Iterator[tuple[Tensor, Tensor, list[str]] | str] = iter(())
         self._next = -1
+        places = range(order.batch)
+        self._places = list(places[mine])
+        self._leading = mixing is not None and len(self._places) < order.batch
+        if self._leading:
+            self._places.insert(0, (self._places[0] - 1) % order.batch)
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """The batch of a step: (batch, 3, size, size) float32 in channels_last; (batch,) int64, or what mixing makes.
@@ -145,7 +152,7 @@ class FileBatches:
             ValueError: a file is not a whole image; it is named.
         """
         if step != self._next:
-            keys = _Keys(self.order, step)
+            keys = _Keys(self.order, self._places, step)
             self._ahead = _loading(self.dataset, self.workers, batch_sampler=keys)
         found = next(self._ahead)
         if isinstance(found, str):
@@ -154,7 +161,10 @@ class FileBatches:
         self.broken.update(broken)
         self._next = step + 1
         x, y = _on_device(pixels, labels, self.normalisation)
-        return (x, y) if self.mixing is None else self.mixing(step, x, y)
+        if self.mixing is None:
+            return x, y
+        x, y = self.mixing(step, x, y)
+        return (x[1:], y[1:]) if self._leading else (x, y)
 
 
 @dataclass(frozen=True)
@@ -162,12 +172,14 @@ class _Keys:
     """For each step from one on, the keys of its images."""
 
     order: ImageOrder
+    places: Sequence[int]
     start: int
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         step = self.start
         while True:
-            yield [(index, step, place) for place, index in enumerate(self.order.indices(step).tolist())]
+            indices = self.order.indices(step).tolist()
+            yield [(indices[place], step, place) for place in self.places]
             step += 1
 
 

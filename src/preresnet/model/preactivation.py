@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from preresnet import distributed
 from preresnet.kernels import operations, passes
 from preresnet.model.recomputation import current_tape
 from preresnet.spec import Dialect
@@ -93,6 +94,8 @@ class Norm(nn.Module):
             return self.by_passes(input, moments)[0]
         if input.ndim != 4:
             raise ValueError(f"expected 4D input (got {input.ndim}D input)")
+        if self.training and distributed.norms_are_shared():
+            return self._over_processes(input)
         tape = current_tape() if self.training else None
         mean, var = self.running_mean, self.running_var
         batch = self.training or mean is None
@@ -108,6 +111,7 @@ class Norm(nn.Module):
         """Whether passes of our own compute this call."""
         return (
             self.training
+            and not distributed.norms_are_shared()
             and passes.used(self.fused, x)
             and x.numel() > x.shape[1]
             and self.weight.dtype == passes.sum_type(x.dtype)
@@ -133,6 +137,16 @@ class Norm(nn.Module):
             tape.statistics.append((statistics[0], statistics[1]))
         return y, x
 
+    def _over_processes(self, x: Tensor) -> Tensor:
+        """With the statistics of the images of several processes."""
+        y, mean, var = _SharedNorm.apply(x, self.weight, self.bias, self.epsilon, self.relu)  # type: ignore[misc]
+        tape = current_tape()
+        if self.running_mean is not None and self.running_var is not None and not (tape and tape.replaying):
+            momentum = self._moving()
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+            self.running_var.lerp_(var.to(self.running_var.dtype), momentum)
+        return y
+
     def _moving(self) -> float:
         """How far running statistics move towards those of this batch, which is counted."""
         if self.num_batches_tracked is not None:
@@ -148,6 +162,46 @@ class Norm(nn.Module):
         if count is not None and (metadata.get("version") or 0) < 2 and key not in state_dict:
             state_dict[key] = torch.zeros_like(count, device="cpu") if count.device.type == "meta" else count
         super()._load_from_state_dict(state_dict, prefix, *others, **named)
+
+
+class _SharedNorm(torch.autograd.Function):
+    """A norm, with its ReLU, whose statistics and their gradients are sums over several processes.
+
+    With g the gradient behind the ReLU, N the values of a channel in all of them and x^ = (x - mean) / std,
+    d x = weight / std (g - sum g / N - x^ sum g x^ / N); the sums are those of all processes. Gradients of weight and
+    bias are this process's part.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, relu: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        values = x.to(passes.sum_type(x.dtype))
+        var, mean = torch.var_mean(values, (0, 2, 3), correction=0)
+        mean, var, count = distributed.moments(mean, var, x.numel() // x.shape[1])
+        inv_std = torch.rsqrt(var + epsilon)
+        y = torch.addcmul(_wide(bias - mean * inv_std * weight), values, _wide(inv_std * weight))
+        ctx.save_for_backward(x, weight, bias, mean, inv_std)
+        ctx.count, ctx.relu = count, relu
+        unbiased = var * (count / max(1, count - 1))
+        ctx.mark_non_differentiable(mean, unbiased)
+        return (y.relu_() if relu else y).to(x.dtype), mean, unbiased
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, bias, mean, inv_std = ctx.saved_tensors
+        normal = (x.to(mean.dtype) - _wide(mean)) * _wide(inv_std)
+        behind = grad.to(mean.dtype)
+        if ctx.relu:
+            behind = behind * (normal * _wide(weight) + _wide(bias) > 0)
+        mine = torch.stack([behind.sum((0, 2, 3)), (behind * normal).sum((0, 2, 3))])
+        of_all = distributed.norm_sum(mine.clone()) / ctx.count
+        d_x = (behind - _wide(of_all[0]) - normal * _wide(of_all[1])) * _wide(weight * inv_std)
+        return d_x.to(x.dtype), mine[1], mine[0], None, None
+
+
+def _wide(vector: Tensor) -> Tensor:
+    return vector.view(1, -1, 1, 1)
 
 
 def with_shortcut(norm: nn.Module, x: Tensor, moments: Tensor | None = None) -> tuple[Tensor, Tensor]:

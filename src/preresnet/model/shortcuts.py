@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from preresnet import spec
+from preresnet import distributed, spec
 from preresnet.kernels import operations, passes
 from preresnet.model.preactivation import activation, is_hooked
 from preresnet.spec import ConvPadding, Dialect, UnitShape
@@ -214,6 +214,7 @@ class Mask(nn.Dropout):
 
     On a CPU, PyTorch draws a number for every element, one after the other: 54 masks then take longer than the rest of
     a training step of 110 layers. Here eight elements share a draw of 64 bits, where a byte can express p exactly.
+    Where norms see the images of several processes, each draws for all of these and uses its own part.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -221,18 +222,24 @@ class Mask(nn.Dropout):
         x = input
         if not self.training or self.p == 0:
             return x
-        dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
-        if x.device.type != "cpu" or not dense or self.p * 256 % 1 or torch.compiler.is_compiling():
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
             return (1 - self.p) * super().forward(x)
-        drawn = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
-        kept = drawn.view(torch.uint8)[: x.numel()] >= int(self.p * 256)
+        if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
+            x = x.contiguous()
+        count, (place, places) = x.numel(), distributed.norm_place()
+        mine = slice(place * count, (place + 1) * count)
+        if self.p * 256 % 1:
+            kept = torch.rand(places * count)[mine] >= self.p
+        else:
+            drawn = torch.empty(-(-places * count // 8), dtype=torch.int64)
+            kept = drawn.random_(torch.iinfo(torch.int64).min, None).view(torch.uint8)[mine] >= int(self.p * 256)
         return x * kept.as_strided(x.size(), x.stride())
 
 
 class DropoutJoin(nn.Module):
     """y = dropout(h(x)) + F. Paper: Fig. 2(f).
 
-    The mask is drawn from PyTorch's default generator of the device, which checkpoints save.
+    The mask is drawn from PyTorch's default generator of the device; on a CPU, training seeds it for every batch.
     """
 
     def __init__(self, shortcut: nn.Module, dropout: spec.Dropout) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
+from preresnet import distributed
 from preresnet.data.image_set import ImageSet
 from preresnet.model.network import Network
 from preresnet.pictures import canvas, heatmaps
@@ -32,6 +33,8 @@ def train(request: Request, every: Every, data: ImageSet | None = None) -> dict[
         data: as for `preresnet.train.trainer.train`.
     """
     if every is None:
+        return trainer.train(request, data=data)
+    if not distributed.world().first:  # a probe needs no company
         return trainer.train(request, data=data)
     result = trainer.train(request, watch(every), data)
     draw_heat_maps(request.out, request.name)

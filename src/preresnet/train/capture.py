@@ -9,13 +9,16 @@ Source: CUDA graphs, "whole-network capture" of PyTorch's CUDA semantics.
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from preresnet import distributed
 from preresnet.model.network import Network, Stage, set_fused
 from preresnet.recipe import Precision
 from preresnet.spec import UserError
@@ -39,11 +42,15 @@ def chosen(asked: Sequence[Mechanism] | None, device: torch.device) -> tuple[Mec
     On a GPU that is a captured step: the same numbers several times as fast. The compiled passes gain nothing there.
 
     Raises:
-        UserError: no CUDA device, an unknown mechanism, ``capture`` without ``tensor-lr``, or ``plain`` with others.
+        UserError: no CUDA device, an unknown mechanism, ``capture`` without ``tensor-lr`` or in several processes, or
+            ``plain`` with others.
     """
+    alone = distributed.world().size == 1
     if asked is None:
-        return ("tensor-lr", "capture") if device.type == "cuda" else ()
+        return ("tensor-lr", "capture") if device.type == "cuda" and alone else ()
     check_mechanisms(asked, device)
+    if "capture" in asked and not alone:
+        raise UserError("--gpu capture is for one process, and this run has several; leave --gpu out")
     return tuple(name for name in asked if name != "plain")
 
 
@@ -101,9 +108,12 @@ class TrainingStep:
     Args:
         model: on its device, in training mode.
         optimizer: over its parameters, restored already.
-        norm_batch: as for `update`.
+        norm_batch: as for `update`, in this process.
         precision: as for `update`.
         mechanisms: none by default: every step runs as it is.
+        seed: of the masks of dropout.
+        ranks: processes whose images a norm sees together.
+        called: the network as it is called, where that is not the model itself.
 
     Attributes:
         captured: by the shape of a batch, its step as a graph.
@@ -116,8 +126,13 @@ class TrainingStep:
         norm_batch: int | None,
         precision: Precision,
         mechanisms: Sequence[Mechanism] = (),
+        seed: int = 0,
+        ranks: int = 1,
+        called: nn.Module | None = None,
     ) -> None:
-        self._model, self._optimizer = model, optimizer
+        self._model, self._optimizer = called or model, optimizer
+        self._ranks, self._seed, self._steps = ranks, seed, 0
+        self._masked = any(isinstance(module, nn.Dropout) for module in model.modules())
         self._norm_batch = norm_batch
         self._precision: Precision = precision
         device = next(model.parameters()).device
@@ -132,22 +147,44 @@ class TrainingStep:
             for group in optimizer.param_groups:
                 group["lr"] = torch.tensor(float(group["lr"]), device=device)
 
-    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """As `update`: (n, c, h, w) and (n,) -> mean loss and number of wrong answers, on the device."""
+    def __call__(self, x: Tensor, y: Tensor, step: int = 0) -> tuple[Tensor, Tensor]:
+        """As `update`: (n, c, h, w) and (n,) -> mean loss and number of wrong answers, on the device.
+
+        Args:
+            x: this process's part of the batch.
+            y: its labels.
+            step: number of updates before, for the masks of dropout.
+        """
+        self._steps = step
         if not self._capturing:
             return self._update(x, y)
         if x.shape not in self.captured:
             self._seen[x.shape] = self._seen.get(x.shape, 0) + 1
             if self._seen[x.shape] <= EAGER_STEPS or not self._capture(x, y):
                 return self._update(x, y)
-        step = self.captured[x.shape]
-        step.x.copy_(x)
-        step.y.copy_(y)
-        step.graph.replay()
-        return step.loss.clone(), step.wrong.clone()
+        kept = self.captured[x.shape]
+        kept.x.copy_(x)
+        kept.y.copy_(y)
+        kept.graph.replay()
+        return kept.loss.clone(), kept.wrong.clone()
 
     def _update(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return update(self._model, self._optimizer, x, y, self._norm_batch, self._precision)
+        parts = -(-len(y) // (self._norm_batch or len(y)))
+
+        def begin(part: int) -> AbstractContextManager[object]:
+            found = ExitStack()
+            if self._ranks > 1:
+                found.enter_context(distributed.norms_over(self._ranks))
+            if isinstance(self._model, DistributedDataParallel) and part < parts - 1:
+                found.enter_context(self._model.no_sync())  # gradients of all parts are summed at once
+            if self._masked and x.device.type == "cpu":
+                # of the images that a norm sees together, counted in the whole batch
+                place = distributed.world().rank * parts // self._ranks + part
+                words = np.random.SeedSequence([self._seed, self._steps, place]).generate_state(1, np.uint64)
+                torch.default_generator.manual_seed(int(words[0]))
+            return found
+
+        return update(self._model, self._optimizer, x, y, self._norm_batch, self._precision, begin)
 
     def _capture(self, x: Tensor, y: Tensor) -> bool:
         """Capture the step of a shape (which does not run it); where that fails, say so and go on without."""

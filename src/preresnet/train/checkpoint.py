@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from preresnet import distributed
 from preresnet.spec import UserError
 from preresnet.train.errors import NotWrittenError
 
@@ -89,7 +90,7 @@ def restore(
     """
     path = folder / CHECKPOINT_FILE
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = distributed.shared(lambda: torch.load(path, map_location="cpu", weights_only=True))
         found = progress(state["progress"])
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])

@@ -19,6 +19,12 @@ class NotFiniteError(Exception):
     exit_code = 1
 
 
+class LostProcessError(Exception):
+    """Another process of the run has ended, so that this one cannot go on; it says why itself."""
+
+    exit_code = 1
+
+
 class NotWrittenError(Exception):
     """A file could not be written, because the disk is full, say; what was there before stands."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from preresnet import inference
+from preresnet import distributed, inference
 from preresnet.data.crops import test_crop
 from preresnet.data.files import ImageFiles
 from preresnet.data.image_set import Images
@@ -33,28 +33,37 @@ def evaluate(run: Run, signals: Signals) -> None:
     """
     recipe, progress, step = run.recipe, run.progress, run.progress.step
     last, model = step == run.last_step, run.answering()
-    passes = evaluations(run.evaluation_images, recipe.data, run.normalisation, run.request.workers)
+    images = run.evaluation_images
+    if run.world.size > 1:
+        images = images.take(torch.tensor(list(distributed.my_share(len(images))), device=_device_of(run)))
+    passes = evaluations(images, recipe.data, run.normalisation, run.request.workers)
     first, *others = passes if last else list(passes)[:1]
 
     def answers(crop: int) -> tuple[Tensor, Tensor]:
-        return inference.logits(model, _until_stopped(passes[crop], run, signals), run.precision)
+        found = inference.logits(model, _until_stopped(passes[crop], run, signals), run.precision)
+        return distributed.gathered(found[0]), distributed.gathered(found[1])
 
     output, labels = answers(first)
     errors = inference.count_errors(output, labels)
     entry: dict[str, Any] = {"step": step, "split": run.data.split, "loss": errors.loss, **_shares(errors)}
     if last:
         entry["other_crops"] = {str(crop): _shares(inference.count_errors(*answers(crop))) for crop in others}
-        names, across = run.data.names(run.request.data_root), run.data.across
-        report = {"split": run.data.split, **inference.full_report(output, labels, run.data.classes, names)}
-        if isinstance(recipe.data, Photographs):  # else nobody has looked for them
-            report["num_copies_across"] = len({image for image, _ in across})
-            report["copies_across"] = [{"image": image, "of": of} for image, of in across[: inference.SHOWN]]
-        folder.write_text(run.request.out / folder.EVALUATION_FILE, json.dumps(report) + "\n")
-        wanted = [one["image"] for key in ("surest_wrong", "doubted") for one in report[key]]
-        small = _thumbnails(run, model, names, list(dict.fromkeys(wanted)))
-        folder.write_text(run.request.out / folder.THUMBNAILS_FILE, json.dumps(small) + "\n")
+        distributed.on_first(lambda: _report(run, model, output, labels))
     progress.evaluations.append(entry)
     run.log.write(step, split=run.data.split, error_pct=errors.error_pct, evaluation_loss=errors.loss)
+
+
+def _report(run: Run, model: Network, output: Tensor, labels: Tensor) -> None:
+    """Write what the last evaluation found, and small pictures of the images that it speaks of."""
+    names, across = run.data.names(run.request.data_root), run.data.across
+    report = {"split": run.data.split, **inference.full_report(output, labels, run.data.classes, names)}
+    if isinstance(run.recipe.data, Photographs):  # else nobody has looked for them
+        report["num_copies_across"] = len({image for image, _ in across})
+        report["copies_across"] = [{"image": image, "of": of} for image, of in across[: inference.SHOWN]]
+    folder.write_text(run.request.out / folder.EVALUATION_FILE, json.dumps(report) + "\n")
+    wanted = [one["image"] for key in ("surest_wrong", "doubted") for one in report[key]]
+    small = _thumbnails(run, model, names, list(dict.fromkeys(wanted)))
+    folder.write_text(run.request.out / folder.THUMBNAILS_FILE, json.dumps(small) + "\n")
 
 
 def _thumbnails(run: Run, model: Network, names: Sequence[str], wanted: Sequence[str]) -> dict[str, list[str]]:
@@ -94,7 +103,7 @@ def _until_stopped(
     batches: Iterable[tuple[Tensor, Tensor]], run: Run, signals: Signals
 ) -> Iterator[tuple[Tensor, Tensor]]:
     for batch in batches:
-        if signals.received:
+        if signals.received and run.world.size == 1:  # several processes stop at a step, together
             raise InterruptedRunError(signals.received, run.progress.step, run.request.out)
         yield batch
 
@@ -115,6 +124,7 @@ def result(run: Run) -> dict[str, Any]:
         "split": run.data.split,
         "num_images": len(run.data.evaluation),
         "steps": progress.step,
+        "world_size": run.world.size,
         "loss": last["loss"],
         f"best_error_pct_chosen_on_{run.data.split}": best["error_pct"],
         "seed": request.seed,

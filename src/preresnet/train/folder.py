@@ -234,21 +234,26 @@ def write_text(path: Path, text: str) -> None:
 
 def provenance(request: Request, device: torch.device, precision: Precision) -> dict[str, Any]:
     """What a reader needs to repeat the run: command, versions, hardware."""
-    from preresnet import __version__
-
     return {
         "command": request.command,
         "name": request.name,
         "precision": precision,
         "gpu": list(chosen(request.gpu, device)),
         "device": devices.describe(device),
-        "versions": {
-            "preresnet": __version__,
-            "commit": _commit(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "system": sys.platform,
-        },
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what computes."""
+    from preresnet import __version__
+
+    return {
+        "preresnet": __version__,
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": sys.platform,
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from preresnet import inference
+from preresnet import distributed, inference
 from preresnet.changes import changed
 from preresnet.data import balance, scan, shards
 from preresnet.data.image_set import ImageSet
@@ -18,7 +18,7 @@ from preresnet.fields import UserError
 from preresnet.model import weights
 from preresnet.recipe import Photographs, Recipe
 from preresnet.train import checkpoint, folder
-from preresnet.train.capture import TrainingStep, own_stream
+from preresnet.train.capture import own_stream
 from preresnet.train.optim import set_lr
 from preresnet.train.run import STATISTICS_IMAGES, Run, prepare
 
@@ -106,7 +106,7 @@ def fitted(
     batch, evaluation = request.recipe.global_batch, 0.0
     if length.minutes is not None:
         step, evaluation = _seconds(run, 60 * length.minutes)
-        left = 60 * length.minutes - (time.perf_counter() - begin)
+        left = 60 * length.minutes - distributed.shared(lambda: time.perf_counter() - begin)
         times = max(1, min(EVALUATIONS, int(EVALUATION_SHARE * left / evaluation)))
         steps = int((left - times * evaluation) / step)
         if steps < 1:
@@ -200,11 +200,11 @@ def _seconds(run: Run, budget: float) -> tuple[float, float]:
 
 
 def _measured(run: Run, allowed: float) -> tuple[float, float]:
-    update = TrainingStep(run.model, run.optimizer, run.recipe.norm_batch, run.precision, run.mechanisms)
+    update = run.training_step()
     set_lr(run.optimizer, 1e-6)
     batches = run.batches()
     begin, steps = time.perf_counter(), 0
-    while steps < LEAST_STEPS or time.perf_counter() - begin < allowed:
+    while distributed.shared(lambda: steps < LEAST_STEPS or time.perf_counter() - begin < allowed):  # noqa: B023
         if steps == 0:
             for first in range(FIRST_STEPS):
                 update(*batches.at(first))[0].item()
@@ -221,7 +221,7 @@ def _measured(run: Run, allowed: float) -> tuple[float, float]:
         inference.logits(run.model, next(iter(passes.values())), run.precision)
     images = there + (min(STATISTICS_IMAGES, len(run.data.train)) if run.average else 0)
     evaluation = (time.perf_counter() - begin) * images / len(some)
-    return step, evaluation + 2 * _saving(run)  # a run is saved before and after it is evaluated
+    return distributed.shared(lambda: (step, evaluation + 2 * _saving(run)))  # it is saved before and after it
 
 
 def _saving(run: Run) -> float:

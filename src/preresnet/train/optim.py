@@ -1,7 +1,7 @@
 """Optimisers of a recipe, one builder for each kind, and the weight update that they make of a batch."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -155,6 +155,7 @@ def update(
     y: Tensor,
     norm_batch: int | None,
     precision: Precision,
+    begin: Callable[[int], AbstractContextManager[object]] = lambda part: nullcontext(),
 ) -> tuple[Tensor, Tensor]:
     """One weight update; nothing here waits for the device.
 
@@ -168,6 +169,7 @@ def update(
         y: (n,) int64 labels, or (n, num_classes) how much of each class an image is.
         norm_batch: images that a batch norm sees at once; None for all.
         precision: ``float32`` or ``bfloat16`` (autocast); the loss is computed in the weights' type in either.
+        begin: gives what each part of the batch, counted from 0, passes inside.
 
     Returns:
         Mean cross-entropy and number of wrong answers, as zero-dimensional tensors on the device.
@@ -180,12 +182,13 @@ def update(
     with _one_move_of_statistics(model, [len(labels) / len(y) for _, labels in parts]) as begin_part:
         for number, (part, labels) in enumerate(parts):
             begin_part(number)
-            with autocast(x.device, precision):
-                output = model(part)
-            output, answer = output.to(dtype), output.detach().argmax(1)
-            target = labels.to(dtype) if labels.is_floating_point() else labels
-            loss = nn.functional.cross_entropy(output, target, reduction="sum") / len(y)
-            loss.backward()
+            with begin(number):
+                with autocast(x.device, precision):
+                    output = model(part)
+                output, answer = output.to(dtype), output.detach().argmax(1)
+                target = labels.to(dtype) if labels.is_floating_point() else labels
+                loss = nn.functional.cross_entropy(output, target, reduction="sum") / len(y)
+                loss.backward()
             loss_sum += loss.detach()
             wrong += (answer != (labels.argmax(1) if labels.is_floating_point() else labels)).sum()
     optimizer.step()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from preresnet import distributed
 from preresnet.train.errors import STOPPED, NotFiniteError
 
 
@@ -50,6 +51,7 @@ class Progress:
         evaluations: ``step``, ``split`` and what was measured, in order.
         since_line: of the steps since the last line of the log.
         skipped: what was wrong with images that another one took the place of.
+        world_size: processes of the run.
         num_lines: of the log; None in checkpoints of the first version, whose log is kept up to their step.
     """
 
@@ -60,6 +62,7 @@ class Progress:
     since_line: SinceLine = field(default_factory=SinceLine)
     num_lines: int | None = None
     skipped: list[str] = field(default_factory=list)
+    world_size: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -112,7 +115,8 @@ class Meter:
             return
         progress, sums = self._progress, self._progress.since_line
         losses = torch.stack(self._losses).cpu().double()  # in this order: MPS has no float64
-        wrong = int(torch.stack(self._wrong).sum())
+        losses = distributed.summed(losses) / distributed.world().size
+        wrong = int(distributed.summed(torch.stack(self._wrong).sum()))
         seconds, self._begin = time.perf_counter() - self._begin, None
         progress.train_seconds += seconds
         sums.seconds += seconds

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import preresnet.device as devices
-from preresnet import trained
+from preresnet import distributed, trained
 from preresnet.data import augment, balance, leaving_out, sets
 from preresnet.data.files import ImageFiles
 from preresnet.data.image_set import Images
@@ -17,14 +17,14 @@ from preresnet.kernels import native
 from preresnet.model import memory, weights
 from preresnet.model.network import Network, build
 from preresnet.recipe import Photographs, Precision, Recipe
-from preresnet.spec import MemoryPlan, NetSpec, UserError
-from preresnet.train import checkpoint, folder, parts, source
+from preresnet.spec import MemoryPlan, NetSpec, UserError, to_json
+from preresnet.train import checkpoint, folder, parallel, parts, source
 from preresnet.train.averaging import Average
-from preresnet.train.capture import Mechanism, choose_passes, chosen
+from preresnet.train.capture import Mechanism, TrainingStep, choose_passes, chosen
 from preresnet.train.errors import STOPPED, NotFiniteError
 from preresnet.train.optim import build_optimizer
 from preresnet.train.progress import Meter, Progress, SinceLine
-from preresnet.train.runlog import RunLog
+from preresnet.train.runlog import RunLog, Silence
 from preresnet.train.source import Source
 
 STATISTICS_IMAGES = 1_024  # that the norms of averaged weights see before they answer
@@ -48,8 +48,8 @@ class Run:
         optimizer: over its parameters.
         source: trained network that it starts from.
         said: what a user should know of how it was made.
-        rank: which process of the run this is; 0 writes its folder.
-        world_size: processes of the run.
+        world: which process of the run this is; the first writes its folder.
+        division: of a batch among them.
 
     Attributes:
         progress: how far it is.
@@ -72,8 +72,8 @@ class Run:
     optimizer: torch.optim.Optimizer
     source: Source | None = None
     said: tuple[str, ...] = ()
-    rank: int = 0
-    world_size: int = 1
+    world: distributed.World = distributed.World()  # noqa: RUF009 - frozen
+    division: parallel.Division = parallel.Division()  # noqa: RUF009 - frozen
 
     def __post_init__(self) -> None:
         self.train_images: Images | ImageFiles = self.data.train.to(self.device)
@@ -85,7 +85,7 @@ class Run:
         decay = max(0.0, 1 - 1 / reach) if reach else 0.0
         self.average = Average(self.model, decay, self.recipe.freeze) if reach else None
         self._measured_step = -1
-        self.log: RunLog
+        self.log: RunLog | Silence
 
     @property
     def recipe(self) -> Recipe:
@@ -118,6 +118,21 @@ class Run:
             self.recipe.small_steps,
             self.request.workers,
             self.data.classes,
+            self.world.rank,
+            self.world.size,
+        )
+
+    def training_step(self) -> TrainingStep:
+        """What does an update with this process's part of a batch, together with the others."""
+        return TrainingStep(
+            self.model,
+            self.optimizer,
+            self.division.part,
+            self.precision,
+            self.mechanisms,
+            self.request.seed,
+            self.division.ranks,
+            parallel.wrapped(self.model),
         )
 
     def begin(self) -> None:
@@ -149,14 +164,28 @@ class Run:
         """
         out = self.request.out
         kept = {"weights": self.source.as_dict()} if self.source else {}
-        folder.claim(self.request, self.spec, self.device, self.precision, self._validation(), kept)
-        if (out / checkpoint.CHECKPOINT_FILE).is_file():
+        distributed.on_first(
+            lambda: folder.claim(self.request, self.spec, self.device, self.precision, self._validation(), kept)
+        )
+        if distributed.shared((out / checkpoint.CHECKPOINT_FILE).is_file):
             average = self.average and self.average.model
             self.progress = checkpoint.restore(out, self.model, self.optimizer, Progress.from_dict, average)
             self.meter = Meter(self.progress)
             self.saved_step = self.progress.step
-        self.log = RunLog(out, self.last_step, self.progress.step, self.progress.num_lines)
+        self.log = Silence()
+        if self.world.first:
+            self.log = RunLog(out, self.last_step, self.progress.step, self.progress.num_lines)
         self.log.say(self.data.words())
+        if self.world.size > 1:
+            self.log.say(
+                f"{self.world.size} processes, each with {self.recipe.global_batch // self.world.size} images a step"
+            )
+        if self.saved_step is not None and self.progress.world_size != self.world.size:
+            self.log.say(
+                f"the checkpoint was written by {self.progress.world_size} processes: sums are formed in another order "
+                "from here on, so that results differ by rounding"
+            )
+        self.progress.world_size = self.world.size
         if isinstance(self.recipe.data, Photographs):
             self.log.say(balance.choose(self.recipe.data, self.data.train.labels, self.data.classes).words)
         for line in (*self.said, *([self.data.note] if self.data.note else [])):
@@ -201,16 +230,25 @@ class Run:
             NotWrittenError: the disk is full, say; the same.
         """
         self.meter.collect()
+        parallel.mean_statistics(self.model)
+        self.progress.skipped = distributed.union(self.progress.skipped)
         out, step = self.request.out, self.progress.step
         if not all(bool(tensor.isfinite().all()) for tensor in self.model.parameters()):
             raise NotFiniteError(f"a weight was infinite or not a number at step {step}; {STOPPED}")
         self.progress.num_lines = self.log.num_lines
         average = self.average and self.average.model
         answering = self.answering()
-        checkpoint.save(out, self.model, self.optimizer, self.progress.as_dict(), average)
-        self.saved_step = step
         kept = trained.metadata(self.recipe.data, self.data.classes, self.normalisation) | {"step": str(step)}
-        checkpoint.write_atomically(out / weights.WEIGHTS_FILE, lambda partial: weights.save(partial, answering, kept))
+
+        def write() -> None:
+            checkpoint.save(out, self.model, self.optimizer, self.progress.as_dict(), average)
+            self.saved_step = step
+            checkpoint.write_atomically(
+                out / weights.WEIGHTS_FILE, lambda partial: weights.save(partial, answering, kept)
+            )
+
+        distributed.on_first(write)
+        self.saved_step = step
 
     def what_stands(self) -> str:
         """Where a run that failed can be taken up again."""
@@ -219,20 +257,41 @@ class Run:
         return f"The checkpoint of step {self.saved_step} in {self.request.out} stands; --resume goes on from it"
 
 
-def prepare(request: folder.Request, data: sets.ImageSet | None = None, rank: int = 0, world_size: int = 1) -> Run:
+def prepare(request: folder.Request, data: sets.ImageSet | None = None) -> Run:
     """Everything that a run needs, on its device; nothing is written.
+
+    In several processes each makes its own, and none goes on where one cannot or where they differ.
 
     Args:
         request: what to train, and where.
         data: images that have been read and divided already; None: as the recipe says.
-        rank: which process of the run this is.
-        world_size: processes of the run.
 
     Raises:
         UserError: bad input.
     """
-    recipe = request.recipe
+    run = distributed.all_or_none(lambda: _prepare(request, data))
+    distributed.agree(
+        lambda: {
+            "recipe": to_json(request.recipe),
+            "network": to_json(run.spec),
+            "seed": request.seed,
+            "precision": run.precision,
+            "memory plan": run.plan,
+            "versions": folder.versions(),
+            "training images": run.data.train.fingerprint(),
+            "evaluated images": run.data.evaluation.fingerprint(),
+            "weights to start from": run.source.as_dict()["sha256"] if run.source else None,
+        }
+    )
+    return run
+
+
+def _prepare(request: folder.Request, data: sets.ImageSet | None) -> Run:
+    recipe, world = request.recipe, distributed.world()
     device = devices.choose(request.device)
+    if device == torch.device("cuda") and world.size > 1:
+        device = torch.device("cuda", world.local_rank)
+    division = parallel.divide(recipe, world.size)
     mechanisms = chosen(request.gpu, device)
     precision = devices.resolve(recipe.precision, device)
     num_classes, in_channels = sets.shape(recipe.data, request.data_root) if data is None else data.shape
@@ -253,7 +312,7 @@ def prepare(request: folder.Request, data: sets.ImageSet | None = None, rank: in
         )
     if known is not None:
         data = trained.with_classes(data, known, request.data_root, whole=True)
-    plan, predicted_bytes = _plan(request, spec, device, precision, mechanisms, world_size)
+    plan, predicted_bytes = _plan(request, spec, device, precision, mechanisms, world.size)
     torch.manual_seed(request.seed)
     model = build(spec, request.seed)
     if origin is not None:
@@ -279,8 +338,8 @@ def prepare(request: folder.Request, data: sets.ImageSet | None = None, rank: in
         build_optimizer(model, recipe.optim, recipe.stage_rate, precision),
         origin,
         tuple(said),
-        rank,
-        world_size,
+        world,
+        division,
     )
 
 
@@ -311,10 +370,14 @@ def _plan(
 ) -> tuple[MemoryPlan, int]:
     """The memory plan of a run, and the bytes that a step is predicted to take in each of its processes."""
     recipe = request.recipe
-    size, batch = recipe.data.image_size, recipe.norm_batch or recipe.global_batch // world_size
+    size, batch = (
+        recipe.data.image_size,
+        min(recipe.norm_batch or recipe.global_batch, recipe.global_batch // world_size),
+    )
     fused = native.available() if device.type == "cpu" else "compiled" in mechanisms
+    here = distributed.processes_beside(device)
     if request.memory == "auto":
-        plan, found = memory.choose(spec, size, batch, precision, devices.free_bytes(device), fused=fused)
+        plan, found = memory.choose(spec, size, batch, precision, devices.free_bytes(device) // here, fused=fused)
     else:
         plan = request.memory
         found = memory.predict(spec, size, batch, precision, plan, fused=fused)

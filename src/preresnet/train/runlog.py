@@ -81,6 +81,24 @@ class RunLog:
                 release()
 
 
+class Silence:
+    """The log of a process that does not write."""
+
+    num_lines = 0
+
+    def write(self, step: int, **values: float | str) -> None:
+        """Nothing."""
+
+    def show(self, step: int, line: str) -> None:
+        """Nothing."""
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def read(folder: Path, file: str = METRICS_FILE) -> list[dict[str, Any]]:
     """The lines of ``metrics.jsonl``, or of another such file; a last line cut short by a kill is left out.
 

@@ -2,15 +2,17 @@
 
 import json
 import time
+from contextlib import ExitStack
 from typing import Any
 
+from preresnet import distributed
 from preresnet.data.image_set import ImageSet
 from preresnet.pictures import canvas, curves
 from preresnet.signals import Signals
 from preresnet.train import folder, runlog
-from preresnet.train.capture import TrainingStep, own_stream
+from preresnet.train.capture import own_stream
 from preresnet.train.checkpoint import write_atomically
-from preresnet.train.errors import InterruptedRunError, NotFiniteError, NotWrittenError
+from preresnet.train.errors import InterruptedRunError, LostProcessError, NotFiniteError, NotWrittenError
 from preresnet.train.evaluation import evaluate, result
 from preresnet.train.optim import set_lr
 from preresnet.train.run import Run, prepare
@@ -37,16 +39,24 @@ def train(request: folder.Request, watch: Watch | None = None, data: ImageSet | 
         NotWrittenError: a file could not be written; the same.
     """
     run = prepare(request, data)
-    with folder.hold(request.out), Signals() as signals:
-        folder.check(request, run.spec)  # whoever held it until now may have left something
+    with ExitStack() as held, Signals() as signals:
+        distributed.on_first(lambda: held.enter_context(folder.hold(request.out)))
+        # whoever held it until now may have left something
+        distributed.on_first(lambda: folder.check(request, run.spec))
         run.open()
         try:
             _loop(run, watch, signals)
             return _finish(run)
         except (NotFiniteError, NotWrittenError) as error:
-            raise type(error)(f"{error}. {run.what_stands()}") from error.__cause__
-        except InterruptedRunError:
-            raise
+            raise distributed.said_by_first(type(error)(f"{error}. {run.what_stands()}")) from error.__cause__
+        except InterruptedRunError as error:
+            raise distributed.said_by_first(error) from None
+        except RuntimeError as error:
+            if not distributed.is_of_others(error):
+                run.log.say(run.what_stands())
+                raise
+            lost = LostProcessError(f"another process of this run has ended. {run.what_stands()}")
+            raise distributed.said_by_first(lost) from error
         except Exception:
             run.log.say(run.what_stands())
             raise
@@ -61,7 +71,7 @@ def _loop(run: Run, watch: Watch | None, signals: Signals) -> None:
     if probes and progress.step == 0:
         probes.look(0)
     with own_stream(run.device, run.mechanisms):
-        update = TrainingStep(run.model, run.optimizer, recipe.norm_batch, run.precision, run.mechanisms)
+        update, flag = run.training_step(), distributed.StopFlag()
         while True:
             if run.owes_evaluation():  # its step is saved: if this fails, a resumed run begins here
                 evaluate(run, signals)
@@ -75,13 +85,13 @@ def _loop(run: Run, watch: Watch | None, signals: Signals) -> None:
             progress.skipped += sorted(batches.broken.difference(progress.skipped))
             lr = recipe.schedule.at(progress.step)
             set_lr(run.optimizer, lr)
-            meter.add(*update(x, y), waited)
+            meter.add(*update(x, y, progress.step), waited)
             progress.step += 1
             if run.average is not None:
                 run.average.update(run.model, progress.step)
             if probes:
                 meter.leave_out(probes.look(progress.step))
-            stop = signals.received
+            stop = flag.agreed(signals.received)
             if run.due(recipe.log_every):
                 run.write_line(lr)
             if run.due(recipe.save_every) or run.owes_evaluation() or stop:
@@ -110,11 +120,16 @@ def _probes(run: Run, watch: Watch) -> Watching:
 
 def _finish(run: Run) -> dict[str, Any]:
     """Result and picture of a run that has come to its last step."""
-    request, found = run.request, result(run)
+    found = result(run)
+    distributed.on_first(lambda: _write(run, found))
+    return found
+
+
+def _write(run: Run, found: dict[str, Any]) -> None:
+    request = run.request
     folder.write_text(request.out / folder.RESULT_FILE, json.dumps(found, indent=1) + "\n")
     name = request.name or run.recipe.network
     curve = curves.Curve(name, (curves.measured(runlog.read(request.out)),))
     picture = curves.draw_curves([curve], f"{name}, seed {request.seed}", run.data.split)
     image = canvas.encoded(picture, "png", dpi=200)
     write_atomically(request.out / folder.CURVE_FILE, lambda partial: partial.write_bytes(image))
-    return found
