@@ -87,7 +87,7 @@ def joined(device: str = "auto") -> Iterator[World]:
         store, rank, size = next(iter(rendezvous("env://", timeout=timedelta(seconds=JOIN_S))))
         store.set_timeout(timedelta(seconds=JOIN_S))
         # torchrun may keep one store for all its attempts: no process may find the address of one that has ended
-        store = dist.PrefixStore(f"attempt {restarts()}", store)
+        store = dist.PrefixStore(f"attempt {restarts()}", store)  # type: ignore[attr-defined]
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpus else "gloo",
             store=store,
