@@ -22,8 +22,9 @@ from preresnet.data.image_set import Images
 from preresnet.data.loaders import fit, training_batches
 from preresnet.data.order import ImageOrder, slice_of
 from preresnet.fields import with_fields
+from preresnet.model import memory
 from preresnet.paper.recipes import recipe
-from preresnet.spec import UserError
+from preresnet.spec import MemoryPlan, UserError
 from preresnet.train import folder, parallel
 from preresnet.train.capture import TrainingStep
 from preresnet.train.optim import build_optimizer, set_lr
@@ -32,6 +33,7 @@ HERE = Path(__file__).parent
 BATCH, STEPS = 24, 10
 SHORT = ["--schedule.steps", "6", "--schedule.warmup-steps", "0", "--log-every", "2", "--eval-every", "6"]
 SHORT += ["--save-every", "2", "--global-batch", "24", "--device", "cpu", "--precision", "float32"]
+Case = tuple[str, int | None, MemoryPlan]
 ORDERS = ["preact", "original", "bn-after", "relu-before", "relu-only"]
 SHORTCUTS = [
     "original-scale-0.5-0.5",
@@ -75,10 +77,11 @@ def ended(processes: list[subprocess.Popen[str]], within: float = 200) -> list[t
             process.communicate()
 
 
-def trained(name: str, norm_batch: int | None) -> dict[str, torch.Tensor]:
+def trained(name: str, norm_batch: int | None, plan: MemoryPlan = "plain") -> dict[str, torch.Tensor]:
     """Losses, weights and statistics of ten steps in float64, in whatever processes there are."""
     world = distributed.world()
     model = preresnet.create_model(name, num_classes=4, seed=0).double()
+    memory.set_plan(model, plan)
     given = with_fields(recipe("cifar10/resnet20-preact"), global_batch=BATCH, norm_batch=norm_batch)
     division = parallel.divide(given, world.size)
     optimizer = build_optimizer(model, given.optim)
@@ -101,48 +104,46 @@ def trained(name: str, norm_batch: int | None) -> dict[str, torch.Tensor]:
     return {"losses": losses, **{key: value.clone() for key, value in model.state_dict().items()}}
 
 
-def work(out: str, cases: list[tuple[str, int | None]]) -> None:
+def work(out: str, cases: list[Case]) -> None:
     """What each process does: all cases, one after the other."""
     torch.set_num_threads(1)
     with distributed.joined("cpu"):
-        found = {f"{name} {norms}": trained(name, norms) for name, norms in cases}
+        found = {str(case): trained(*case) for case in cases}
         if distributed.world().first:
             torch.save(found, out)
 
 
-def compare(size: int, cases: list[tuple[str, int | None]], tmp_path: Path) -> None:
+def compare(size: int, cases: list[Case], tmp_path: Path) -> None:
     script = (
         f"import sys; sys.path.insert(0, {str(HERE)!r}); import test_distributed as t; t.work(sys.argv[1], {cases!r})"
     )
     for code, _, said in ended(start(size, "-c", script, tmp_path / "found.pt")):
         assert code == 0, said
     found = torch.load(tmp_path / "found.pt")
-    for name, norms in cases:
-        expected = trained(name, norms)
+    for case in cases:
+        expected = trained(*case)
         assert expected["losses"].std() > 0
         for key, value in expected.items():
-            torch.testing.assert_close(
-                found[f"{name} {norms}"][key], value, rtol=1e-10, atol=1e-10, msg=f"{name} {norms} {key}"
-            )
+            torch.testing.assert_close(found[str(case)][key], value, rtol=1e-10, atol=1e-10, msg=f"{case} {key}")
 
 
 @pytest.mark.parametrize(
     ("size", "norms"),
-    [(2, [None, 4, 12]), pytest.param(3, [None, 4, 8], marks=pytest.mark.slow), (4, [None, 12, 3, 6])],
+    [(2, [None, 4, 12]), pytest.param(3, [None, 4, 8], marks=pytest.mark.slow), pytest.param(4, [None, 12, 3, 6], marks=pytest.mark.slow)],
     ids=str,
 )
 def test_any_number_of_processes_trains_as_one(size: int, norms: list[int | None], tmp_path: Path) -> None:
     """Parts of a share, a share, several shares, all: losses, weights and statistics to 1e-10."""
-    compare(
-        size, [("resnet8-preact", count) for count in norms] + [("resnet8-original-dropout-0.5", norms[-1])], tmp_path
-    )
+    cases: list[Case] = [("resnet8-preact", count, "plain") for count in norms]
+    cases += [("resnet8-original-dropout-0.5", norms[-1], "plain"), ("resnet8-preact", None, "sqrt")]
+    compare(size, cases, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_every_order_and_shortcut_trains_as_in_one_process(size: int, tmp_path: Path) -> None:
     names = [f"resnet8-{name}" for name in (*ORDERS, *SHORTCUTS)] + ["resnet11-preact-bottleneck"]
-    compare(size, [(name, norms) for name in names for norms in (None, BATCH // size, 2)], tmp_path)
+    compare(size, [(name, norms, "plain") for name in names for norms in (None, BATCH // size, 2)], tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -515,3 +515,15 @@ def test_a_signal_after_the_last_run_stops_nothing(
     assert "2/2" in said.err
     assert "stopped" not in said.err
     assert "next     preresnet report" in said.out
+
+
+def test_runs_are_spread_over_the_gpus_of_a_machine(tmp_path: Path) -> None:
+    job = Job("row", Request(preresnet.recipe("digits/resnet20-preact"), tmp_path / "row"), tmp_path)
+    busy: list[str] = []
+    for _ in range(5):
+        busy.append(executors.placed(job, busy, gpus=2).request.device)
+    assert busy == ["cuda:0", "cuda:1", "cuda:0", "cuda:1", "cuda:0"]
+    assert executors.placed(job, ["cuda:0", "cuda:0", "cuda:1"], gpus=2).request.device == "cuda:1"
+    assert executors.placed(job, [], gpus=1) == job  # any one
+    asked = replace(job, request=replace(job.request, device="cuda:1"))
+    assert executors.placed(asked, ["cuda:1"], gpus=2) == asked

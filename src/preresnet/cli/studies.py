@@ -47,7 +47,7 @@ class Reproduce:
     executor: Literal["local", "ray"] = "local"
     """local: processes on this machine. ray: a Ray cluster (pip install 'preresnet[cluster]')."""
     jobs: int = 1
-    """Runs at a time that share a device."""
+    """Runs at a time, spread over the GPUs of this machine; more than there are share them, as runs share a CPU."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     memory: Literal["auto", MemoryPlan] = "auto"
@@ -103,7 +103,7 @@ class Sweep:
     executor: Literal["local", "ray"] = "local"
     """local: processes on this machine. ray: a Ray cluster (pip install 'preresnet[cluster]')."""
     jobs: int = 1
-    """Runs at a time that share a device."""
+    """Runs at a time, spread over the GPUs of this machine; more than there are share them, as runs share a CPU."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     memory: Literal["auto", MemoryPlan] = "auto"

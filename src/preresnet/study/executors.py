@@ -34,7 +34,7 @@ def local(jobs: Sequence[Job], parallel: int, report: Report, tick: Callable[[],
 
     Args:
         jobs: in order.
-        parallel: runs at a time; they share the device, and the threads of a CPU.
+        parallel: runs at a time; they share the GPUs, or the threads of a CPU.
         report: is told what became of a run.
         tick: is called about every `TICK_S` seconds.
 
@@ -54,7 +54,8 @@ def local(jobs: Sequence[Job], parallel: int, report: Report, tick: Callable[[],
         try:
             while running or (waiting and not signals.received):
                 while waiting and len(running) < parallel and not signals.received:
-                    job = waiting.popleft()
+                    busy = [other.request.device for _, other in running.values()]
+                    job = placed(waiting.popleft(), busy, torch.cuda.device_count())
                     here, there = context.Pipe()
                     process = context.Process(target=_serve, args=(there, job))
                     with held_back():
@@ -70,6 +71,20 @@ def local(jobs: Sequence[Job], parallel: int, report: Report, tick: Callable[[],
         finally:
             end_all(again=False)
     return signals.received
+
+
+def placed(job: Job, busy: Sequence[str], gpus: int) -> Job:
+    """A run that may take any GPU, on the one with the fewest runs.
+
+    Args:
+        job: of a study.
+        busy: devices of the runs that are going on.
+        gpus: of this machine.
+    """
+    if gpus < 2 or job.request.device not in ("auto", "cuda"):
+        return job
+    freest = min(range(gpus), key=lambda number: busy.count(f"cuda:{number}"))
+    return replace(job, request=replace(job.request, device=f"cuda:{freest}"))
 
 
 def _said(stop: Callable[[bool], None]) -> Callable[[bool], None]:
