@@ -129,7 +129,11 @@ def compare(size: int, cases: list[Case], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("size", "norms"),
-    [(2, [None, 4, 12]), pytest.param(3, [None, 4, 8], marks=pytest.mark.slow), pytest.param(4, [None, 12, 3, 6], marks=pytest.mark.slow)],
+    [
+        (2, [None, 4, 12]),
+        pytest.param(3, [None, 4, 8], marks=pytest.mark.slow),
+        pytest.param(4, [None, 12, 3, 6], marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_any_number_of_processes_trains_as_one(size: int, norms: list[int | None], tmp_path: Path) -> None:
