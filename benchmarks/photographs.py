@@ -3,7 +3,7 @@
 The reference: float32, batches of 32, SGD with momentum 0.9 and weight decay 1e-4, a rate of 0.1 divided by 10 after
 each third of the epochs (its 90 epochs, shortened to those that the minutes hold), crops of 224 pixels of 8 to 100 % of
 the area, mirrored by half; tested on centre crops of 224 of a shorter side of 256. Both are measured on the images in
-DIR/val at the last step. Runs that are done are kept; the record holds the errors of all seeds.
+DIR/val at the last step. The record is written after every run; the same command goes on with it.
 
     python benchmarks/photographs.py DIR --minutes 30 --seeds 3 --runs runs --out records/photographs/half-an-hour.json
 """
@@ -100,32 +100,10 @@ def reference(root: Path, minutes: float, seed: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Train what is missing, print, and write the record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", type=Path)
-    parser.add_argument("--recipe", default="images/resnet18-preact")
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
-    asked.runs.mkdir(parents=True, exist_ok=True)
-    found: dict[str, list[dict[str, Any]]] = {"preresnet": [], "torchvision": []}
-    for seed in range(asked.seeds):
-        for name, runs in found.items():
-            kept = asked.runs / f"{name}-seed{seed}.json"
-            if not kept.is_file():
-                out = asked.runs / f"{name}-seed{seed}"
-                made = (
-                    ours(asked.root, asked.recipe, asked.minutes, seed, out)
-                    if name == "preresnet"
-                    else reference(asked.root, asked.minutes, seed)
-                )
-                kept.write_text(json.dumps(made))
-            runs.append(json.loads(kept.read_text()))
-    errors = {name: [run["error_pct"] for run in runs] for name, runs in found.items()}
-    record = {
+def record(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """What has been found so far."""
+    errors = {name: [run["error_pct"] for run in runs] for name, runs in found.items() if runs}
+    return {
         "command": shlex.join(["python", "benchmarks/photographs.py", "DIR", *sys.argv[2:]]),
         "recipe": asked.recipe,
         "minutes": asked.minutes,
@@ -142,9 +120,30 @@ def main() -> None:
             "python": platform.python_version(),
         },
     }
-    print(json.dumps({name: record[name] for name in ("error_pct", "median", "mean", "std")}, indent=1))
-    if asked.out:
-        asked.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def main() -> None:
+    """Train what is missing, print, and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--recipe", default="images/resnet18-preact")
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    asked = parser.parse_args()
+    asked.runs.mkdir(parents=True, exist_ok=True)
+    found: dict[str, list[dict[str, Any]]] = {"preresnet": [], "torchvision": []}
+    if asked.out.is_file():
+        found = json.loads(asked.out.read_text())["runs"]
+    for name, runs in found.items():
+        for seed in range(len(runs), asked.seeds):
+            if name == "preresnet":
+                runs.append(ours(asked.root, asked.recipe, asked.minutes, seed, asked.runs / f"seed{seed}"))
+            else:
+                runs.append(reference(asked.root, asked.minutes, seed))
+            asked.out.write_text(json.dumps(record(asked, found), indent=1) + "\n")
+    print(json.dumps({name: record(asked, found)[name] for name in ("error_pct", "median", "mean", "std")}, indent=1))
 
 
 if __name__ == "__main__":

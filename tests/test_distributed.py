@@ -270,6 +270,14 @@ def test_processes_that_differ_do_not_begin(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_what_all_find_wrong_is_said_once(tmp_path: Path) -> None:
+    command = ["-m", "preresnet", "train", "digits/resnet20-preact", *SHORT, "--device", "nowhere"]
+    found = ended(start(2, *command, "--out", tmp_path / "run"), 60)
+    assert [code for code, _, _ in found] == [2, 2]
+    assert "".join(said for _, _, said in found).count("error: ") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_process_that_is_missing_is_waited_for_half_a_minute(tmp_path: Path) -> None:
     command = ["-m", "preresnet", "train", "digits/resnet20-preact", *SHORT, "--out", tmp_path / "run"]
     begin = time.monotonic()

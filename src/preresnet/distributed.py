@@ -5,7 +5,7 @@ A single process is world size 1: everything here then does nothing, at no cost.
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -27,7 +27,7 @@ WAIT_S = 1800  # later on: reading data and evaluating take as long as they take
 class DisagreementError(UserError):
     """The processes of a run cannot begin together; every one of them says so."""
 
-    everywhere = True
+    silent = False
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,10 @@ def joined(device: str = "auto") -> Iterator[World]:
     try:
         yield world()
     except Exception as error:
-        if not hasattr(error, "everywhere"):  # nobody else knows it
-            error.everywhere = True  # type: ignore[attr-defined]
+        if not hasattr(error, "silent"):  # the others may have the same: whoever comes first says it
+            error.silent = False  # type: ignore[attr-defined]
+            with suppress(RuntimeError):  # the process that keeps the store may have ended
+                error.silent = store.add(f"said {error}", 1) > 1  # type: ignore[attr-defined]
         raise
     finally:
         _norm_groups.cache_clear()
@@ -174,7 +176,7 @@ def shared(do: Callable[[], T]) -> T:
 
 def said_by_first(error: E) -> E:
     """An error that every process raises: the first one says it."""
-    error.everywhere = False  # type: ignore[attr-defined]
+    error.silent = not world().first  # type: ignore[attr-defined]
     return error
 
 
@@ -221,8 +223,10 @@ def my_share(count: int) -> range:
 
 def is_of_others(error: RuntimeError) -> bool:
     """Whether an error is that of a process that waits for one that has ended."""
-    words = ("connection", "gloo", "nccl", "peer", "timed out")
-    return world().size > 1 and any(word in str(error).lower() for word in words)
+    if world().size == 1:
+        return False
+    words = ("gloo/transport", "closed by peer", "reset by peer", "nccl")
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
 
 
 class StopFlag:

@@ -98,8 +98,8 @@ def speaks() -> bool:
 
 
 def _is_silent(error: Exception) -> bool:
-    """Whether another process of the run says the same: the first, but for what keeps them from joining."""
-    return not speaks() and not getattr(error, "everywhere", False)
+    """Whether another process of the run says the same; before they join, the first one does."""
+    return getattr(error, "silent", not speaks())
 
 
 def read_command(arguments: list[str]) -> Any:

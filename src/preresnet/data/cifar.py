@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from preresnet.spec import UserError
@@ -193,7 +194,9 @@ def _download(name: str, root: Path) -> None:
 
     kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
     try:
-        kind(str(root), download=True)
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f"{name}.lock"):  # of the processes of a run one downloads
+            kind(str(root), download=True)
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"could not download {name} to {root}: {error}. Check the connection, or get the official archive by "

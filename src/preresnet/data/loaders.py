@@ -127,7 +127,9 @@ def training_batches(
     order = ImageOrder(len(images), batch, seed, balance.repeats)
     mixing = Mixing(spec, len(classes), seed, balance.weights)
     mine = slice_of(rank, world_size, batch)
-    return FileBatches(images, Crops(spec), normalisation, order, workers, mixing, spec.broken == "skip", mine)
+    return FileBatches(
+        images, Crops(spec), normalisation, order, workers, mixing, spec.broken == "skip", mine, paired=spec.mixed > 0
+    )
 
 
 def fit(images: Images | ImageFiles, spec: DataSpec) -> Normalisation:

@@ -114,7 +114,8 @@ class FileBatches:
         workers: processes that read; None chooses, 0 reads in this process.
         mixing: what is done with a whole batch of a step.
         skip: let another image take the place of one that is broken.
-        mine: places of the batch that are given. Mixing takes in the image before each, so one more is read.
+        mine: places of the batch that are given.
+        paired: whether mixing takes in the image before each, so that of a part of a batch one more is read.
 
     Attributes:
         broken: what was wrong with those that were skipped, by image.
@@ -130,6 +131,8 @@ class FileBatches:
         mixing: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
         skip: bool = False,
         mine: slice = slice(None),
+        *,
+        paired: bool = False,
     ) -> None:
         self.dataset = _Training(files, crops, order.batch, order.seed, skip)
         self.broken: set[str] = set()
@@ -141,7 +144,7 @@ class FileBatches:
         self._next = -1
         places = range(order.batch)
         self._places = list(places[mine])
-        self._leading = mixing is not None and len(self._places) < order.batch
+        self._leading = paired and len(self._places) < order.batch
         if self._leading:
             self._places.insert(0, (self._places[0] - 1) % order.batch)
 

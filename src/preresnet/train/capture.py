@@ -131,7 +131,7 @@ class TrainingStep:
         called: nn.Module | None = None,
     ) -> None:
         self._model, self._optimizer = called or model, optimizer
-        self._ranks, self._seed, self._steps = ranks, seed, 0
+        self._ranks, self._seed = ranks, seed
         self._masked = any(isinstance(module, nn.Dropout) for module in model.modules())
         self._norm_batch = norm_batch
         self._precision: Precision = precision
@@ -155,20 +155,19 @@ class TrainingStep:
             y: its labels.
             step: number of updates before, for the masks of dropout.
         """
-        self._steps = step
         if not self._capturing:
-            return self._update(x, y)
+            return self._update(x, y, step)
         if x.shape not in self.captured:
             self._seen[x.shape] = self._seen.get(x.shape, 0) + 1
             if self._seen[x.shape] <= EAGER_STEPS or not self._capture(x, y):
-                return self._update(x, y)
+                return self._update(x, y, step)
         kept = self.captured[x.shape]
         kept.x.copy_(x)
         kept.y.copy_(y)
         kept.graph.replay()
         return kept.loss.clone(), kept.wrong.clone()
 
-    def _update(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _update(self, x: Tensor, y: Tensor, step: int = 0) -> tuple[Tensor, Tensor]:
         parts = -(-len(y) // (self._norm_batch or len(y)))
 
         def begin(part: int) -> AbstractContextManager[object]:
@@ -180,7 +179,7 @@ class TrainingStep:
             if self._masked and x.device.type == "cpu":
                 # of the images that a norm sees together, counted in the whole batch
                 place = distributed.world().rank * parts // self._ranks + part
-                words = np.random.SeedSequence([self._seed, self._steps, place]).generate_state(1, np.uint64)
+                words = np.random.SeedSequence([self._seed, step, place]).generate_state(1, np.uint64)
                 torch.default_generator.manual_seed(int(words[0]))
             return found
 
