@@ -280,6 +280,31 @@ def predicted(found: dict[str, Any]) -> None:
     print(f"Hours on {found['device']}: {found['measured']}.")
 
 
+def planned(found: dict[str, Any]) -> None:
+    """What `preresnet.study.scaling.predict` found: of one recipe each number of devices, of several a line each."""
+    several = "rows" in found
+    count = found["devices"]
+    title = f"The paper's rows on {count} devices" if several else f"{found['recipe']} on up to {count} devices"
+    table = Table("recipe" if several else "devices", title=title)
+    for heading in ("images of each", "step", "images/s", "efficiency", "memory of each", "plan", "hours"):
+        table.add_column(heading, justify="right")
+    for row in found["rows"] if several else found["table"]:
+        table.add_row(
+            row["recipe"] if several else str(row["devices"]),
+            f"{row['images_of_each']:,}",
+            f"{1e3 * row['step_s']:,.1f} ms",
+            f"{row['images_per_s']:,.0f}",
+            f"{100 * row['efficiency']:.0f} %",
+            f"{row['peak_bytes'] / 2**30:.2f} GiB",
+            row["memory_plan"],
+            f"{row['hours']:,.2f}",
+        )
+    terminal.show(table)
+    print("This assumes:")
+    for line in found["assumes"]:
+        print(f"- {line}")
+
+
 def study(found: "Manifest") -> None:
     """What `preresnet.study.reproduce` did: rows beside the paper's, then the claims.
 

@@ -51,6 +51,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "bench": ("networks", "Bench", "Measure speed and memory of a network beside other systems."),
     "reproduce": ("studies", "Reproduce", "Make a table or figure of the paper again, with seeds and statistics."),
+    "plan": ("studies", "PlanCommand", "Predict time and memory of a run on several devices."),
     "sweep": ("studies", "Sweep", "Train a recipe with every combination of some values."),
     "report": ("studies", "Report", "Write one HTML page about runs and studies."),
 }

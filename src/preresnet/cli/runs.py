@@ -47,6 +47,11 @@ class Train:
     """Train for about so many minutes, with all evaluations: steps are timed on this machine first."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    executor: Literal["local", "ray"] = "local"
+    """local: this process, or those that torchrun started. ray: processes on a Ray cluster, by Ray Train
+    (pip install 'preresnet[cluster]')."""
+    gpus_per_run: int | None = None
+    """With --executor ray: processes of the run, each with a GPU, or with a share of a cluster's processors."""
     workers: int | None = None
     """Processes that read image files; by default one for each core but one."""
     resume: bool = False
@@ -63,6 +68,7 @@ class Train:
     needs; compiled, fused passes; plain, none of these. By default capture and tensor-lr."""
     recipe: AvoidSubcommands[Annotated[Recipe, arg(name="")]] = ANY_RECIPE
     given: Suppress[tuple[str, ...]] = ()
+    arguments: Suppress[tuple[str, ...]] = ()
 
     @classmethod
     def of(cls, arguments: list[str]) -> "Train":
@@ -82,15 +88,33 @@ class Train:
         final, said = changed(base, values)
         for line in said + options.too_small(final):
             options.note(line)
-        return replace(made, recipe=final, given=tuple(given))
+        alone = options.without(arguments, ("executor", "gpus_per_run"))
+        return replace(made, recipe=final, given=tuple(given), arguments=(name, *alone))
 
     def run(self) -> int:
         """Train, and print where the run and its results are."""
         begin = time.perf_counter()  # PyTorch's import, which is next, is part of the minutes
+        if self.gpus_per_run is not None and self.executor == "local":
+            raise UserError("--gpus-per-run is for --executor ray; without Ray, start the command by torchrun")
+        if self.executor == "ray":
+            return self._on_ray()
         from preresnet import distributed
 
         with distributed.joined(self.device) as world:
             return self._train(begin, quiet=not world.first)
+
+    def _on_ray(self) -> int:
+        """The same command in processes of a Ray cluster."""
+        from preresnet.cli.entry import main
+        from preresnet.study import executors, together
+
+        def say(line: str, is_error: bool) -> None:
+            print(line, file=sys.stderr if is_error else sys.stdout, flush=True)
+
+        task = together.Task(main, ["train", *self.arguments], self.gpus_per_run or 1, self.device)
+        with executors.connected():
+            code, received = together.run(task, self.out.absolute(), say)
+        return 128 + received if code > 128 else code
 
     def _train(self, begin: float, *, quiet: bool) -> int:
         from preresnet import display, distributed

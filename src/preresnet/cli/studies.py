@@ -48,6 +48,8 @@ class Reproduce:
     """local: processes on this machine. ray: a Ray cluster (pip install 'preresnet[cluster]')."""
     jobs: int = 1
     """Runs at a time, spread over the GPUs of this machine; more than there are share them, as runs share a CPU."""
+    gpus_per_run: int | None = None
+    """With --executor ray: processes of each run, each with a GPU, or with a share of a cluster's processors."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     memory: Literal["auto", MemoryPlan] = "auto"
@@ -104,6 +106,8 @@ class Sweep:
     """local: processes on this machine. ray: a Ray cluster (pip install 'preresnet[cluster]')."""
     jobs: int = 1
     """Runs at a time, spread over the GPUs of this machine; more than there are share them, as runs share a CPU."""
+    gpus_per_run: int | None = None
+    """With --executor ray: processes of each run, each with a GPU, or with a share of a cluster's processors."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     memory: Literal["auto", MemoryPlan] = "auto"
@@ -126,6 +130,42 @@ class Sweep:
         return _do(made, self)[0]
 
 
+@dataclass(frozen=True)
+class PlanCommand:
+    """Predict time and memory of a run on several devices.
+
+    Steps are timed on the device of this machine.
+    """
+
+    name: Annotated[Positional[str], arg(metavar="RECIPE|TABLE|paper")]
+    """A recipe by name, or a JSON file; or a table or figure, or all tables of the paper, for a line of each row."""
+    devices: int
+    """Devices, each with one process."""
+    link: float = 10.0
+    """GB/s at which each of them sends and receives; 10 is what PCI Express 3 gives."""
+    data_root: Path | None = None
+    """Folder with images, where the recipe leaves open how many there are."""
+    device: str = "auto"
+    """The device that steps are timed on: auto, cpu, cuda or cuda:N."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+    def run(self) -> int:
+        """Predict, and print."""
+        from preresnet.paper.studies import STUDIES
+        from preresnet.study import scaling
+
+        tables = [f"table{number}" for number in range(1, 6)] if self.name == "paper" else [self.name]
+        rows = [row for table in tables if table in STUDIES for row in STUDIES[table].rows]
+        recipes = {row.recipe: read_recipe(row.recipe) for row in rows} or {self.name: read_recipe(self.name)}
+        said = (lambda line: None) if self.json else (lambda line: print(line, file=sys.stderr, flush=True))
+        found = scaling.predict(recipes, self.devices, self.link, self.device, self.data_root, said)
+        if not rows:
+            found |= found.pop("rows")[0]
+        print(json.dumps(found)) if self.json else display.planned(found)
+        return 0
+
+
 def _do(plan: "Plan", given: Reproduce | Sweep) -> tuple[int, "Manifest | None"]:
     """Predict or do a study, and print it; the exit code, and the manifest of what was done."""
     if given.dry_run:
@@ -144,6 +184,7 @@ def _do(plan: "Plan", given: Reproduce | Sweep) -> tuple[int, "Manifest | None"]
         data_root=given.data_root,
         executor=given.executor,
         jobs=given.jobs,
+        gpus_per_run=given.gpus_per_run,
         device=given.device,
         memory=given.memory,
         probe_every=given.probe_every,

@@ -21,7 +21,7 @@ from preresnet.model.describe import multiply_adds
 from preresnet.model.network import build
 from preresnet.recipe import DATA_SETS, ImagesInFiles, Optim, Precision, Recipe
 from preresnet.spec import NetSpec, UserError
-from preresnet.study.plan import Plan, PlannedRow, run_folder
+from preresnet.study.plan import Plan, run_folder
 from preresnet.train.folder import resolve_network
 from preresnet.train.optim import build_optimizer, set_lr, update
 
@@ -88,21 +88,21 @@ def predict(
     if seeds < 1:
         raise UserError(f"--seeds {seeds}; it must be 1 or more")
     device = devices.choose(device_name)
-    works = {row.name: _work(row, device, data_root) for row in plan.rows}
+    works = {row.name: work(row.recipe, device, data_root) for row in plan.rows}
     adds = {spec: multiply_adds(spec, size) for spec, size in {(one.spec, one.size) for one in works.values()}}
     lines: dict[Any, Callable[[int], tuple[float, float]]] = {}
     runs, seen = [], set()
     for seed in range(seeds):
         for row in plan.rows:
-            work = works[row.name]
+            one = works[row.name]
             folder = run_folder(out or Path(), row, seed)
-            key = _kind(work)
+            key = kind(one)
             if key not in lines:
                 report(f"timing {row.network}'s kind of unit")
-                lines[key] = _line(work, device)
-            per_image, per_evaluated = lines[key](adds[work.spec])
-            images = 0 if folder in seen else work.steps * work.batch
-            evaluated = 0 if folder in seen else work.evaluated
+                lines[key] = line(one, device)
+            per_image, per_evaluated = lines[key](adds[one.spec])
+            images = 0 if folder in seen else one.steps * one.batch
+            evaluated = 0 if folder in seen else one.evaluated
             seen.add(folder)
             runs.append(
                 {
@@ -112,10 +112,10 @@ def predict(
                     "network": row.network,
                     "data": row.data,
                     "folder": str(folder),
-                    "steps": work.steps,
-                    "batch": work.batch,
+                    "steps": one.steps,
+                    "batch": one.batch,
                     "images": images,
-                    "multiply_adds": adds[work.spec],
+                    "multiply_adds": adds[one.spec],
                     "hours": round((images * per_image + evaluated * per_evaluated) / 3600, 4),
                 }
             )
@@ -131,8 +131,14 @@ def predict(
     }
 
 
-def _work(row: PlannedRow, device: torch.device, root: Path | None) -> Work:
-    recipe = row.recipe
+def work(recipe: Recipe, device: torch.device, root: Path | None) -> Work:
+    """What a run by a recipe computes.
+
+    Args:
+        recipe: of the run.
+        device: that it runs on.
+        root: folder of its images, where they have to be counted.
+    """
     classes, channels = sets.shape(recipe.data, root)
     evaluated = (
         recipe.data.holdout or DATA_SETS[recipe.data.name].num_test or len(sets.load(recipe.data, root).evaluation)
@@ -157,7 +163,7 @@ def _passes(recipe: Recipe) -> float:
     return -(-recipe.schedule.steps // recipe.eval_every) * first + sum(others)
 
 
-def _kind(work: Work) -> str:
+def kind(work: Work) -> str:
     """What decides the time of a unit: all but depth, classes and the values of a shortcut's numbers."""
     shortcut = asdict(work.spec.unit.shortcut)
     is_plain = shortcut.get("shortcut") == 0.0
@@ -167,7 +173,7 @@ def _kind(work: Work) -> str:
     return repr((*key, work.optim.kind))
 
 
-def _line(work: Work, device: torch.device) -> Callable[[int], tuple[float, float]]:
+def line(work: Work, device: torch.device) -> Callable[[int], tuple[float, float]]:
     """Seconds an image, of training and of evaluation, as a function of its multiply-adds."""
     points = []
     for units in SHALLOW:

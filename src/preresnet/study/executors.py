@@ -6,8 +6,8 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import wait
 from typing import Any, Literal
@@ -16,7 +16,8 @@ import torch
 
 from preresnet.signals import Signals, held_back, take_no_interrupts
 from preresnet.spec import UserError
-from preresnet.study.runs import Job, Outcome, work
+from preresnet.study import together
+from preresnet.study.runs import Job, Outcome, work, work_together
 
 Executor = Literal["local", "ray"]
 Report = Callable[[Job, Outcome], None]
@@ -143,7 +144,28 @@ def _serve(pipe: Any, job: Job) -> None:
     sys.stdout.flush()
 
 
-def on_ray(jobs: Sequence[Job], parallel: int, report: Report, tick: Callable[[], None]) -> int:
+@contextmanager
+def connected() -> Iterator[Any]:
+    """Ray, connected to the cluster that is running here or that ``RAY_ADDRESS`` names, else with this machine alone.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    ray = require_ray()
+    ours = not ray.is_initialized()
+    if ours:
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as its warning asks
+        ray.init(log_to_driver=False, include_dashboard=False, logging_level="error")
+    try:
+        yield ray
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def on_ray(
+    jobs: Sequence[Job], parallel: int, report: Report, tick: Callable[[], None], processes: int | None = None
+) -> int:
     """Do runs on a Ray cluster: the one that is running here or that ``RAY_ADDRESS`` names, else this machine.
 
     The study's folder has to be shared by all machines. A run whose machine is lost is given out again, up to `RETRIES`
@@ -154,6 +176,7 @@ def on_ray(jobs: Sequence[Job], parallel: int, report: Report, tick: Callable[[]
         parallel: runs that share a GPU; without GPUs, runs that share the processors of a machine.
         report: is told what became of a run.
         tick: is called about every `TICK_S` seconds.
+        processes: of each run, placed and started by Ray Train, each with a GPU; None: a run is one process.
 
     Returns:
         The signal that ended it, or 0.
@@ -161,15 +184,19 @@ def on_ray(jobs: Sequence[Job], parallel: int, report: Report, tick: Callable[[]
     Raises:
         ValueError: the cluster has no such device.
     """
-    ray = require_ray()
-    ours = not ray.is_initialized()
-    if ours:
-        ray.init(log_to_driver=False, include_dashboard=False)
-    try:
+    with connected() as ray:
         devices = {job.request.device for job in jobs}
         # one call a process: a run finds memory and settings as fresh as in a process of its own
-        task = ray.remote(max_calls=1, max_retries=RETRIES, **_share(ray, parallel, devices))(work)
-        pending = {task.remote(job): job for job in jobs}
+        if processes is None:
+            task, at_once = (
+                ray.remote(max_calls=1, max_retries=RETRIES, **_share(ray, parallel, devices))(work),
+                len(jobs),
+            )
+        else:
+            task = ray.remote(max_calls=1, num_cpus=0)(_together)
+            at_once = min(together.check(ray, processes, device) for device in devices)
+        waiting = deque(jobs)
+        pending: dict[Any, Job] = {}
 
         def stop(again: bool) -> None:
             for reference in pending:
@@ -177,7 +204,11 @@ def on_ray(jobs: Sequence[Job], parallel: int, report: Report, tick: Callable[[]
 
         with Signals(_said(stop)) as signals:
             rounds_left = int(GRACE_S / TICK_S)
-            while pending and rounds_left > 0:
+            while (pending or (waiting and not signals.received)) and rounds_left > 0:
+                while waiting and len(pending) < at_once and not signals.received:
+                    job = waiting.popleft()
+                    given = (job,) if processes is None else (job, processes)
+                    pending[task.remote(*given)] = job
                 ready, _ = ray.wait(list(pending), num_returns=1, timeout=TICK_S)
                 for reference in ready:
                     report(pending.pop(reference), _result(ray, reference, signals.received))
@@ -186,19 +217,32 @@ def on_ray(jobs: Sequence[Job], parallel: int, report: Report, tick: Callable[[]
             for job in pending.values():
                 report(job, Outcome("stopped", message="did not answer in time; its machine still saves it"))
         return signals.received
-    finally:
-        if ours:
-            ray.shutdown()
+
+
+def _together(job: Job, processes: int) -> Outcome:
+    """A run in several processes, started by Ray Train."""
+    task = together.Task(work_together, job, processes, job.request.device)
+    job.log.parent.mkdir(exist_ok=True)
+    with open(job.log, "a", encoding="utf-8", errors="backslashreplace") as log:
+
+        def say(line: str, is_error: bool) -> None:
+            print(line, file=log, flush=True)
+
+        try:
+            return together.run(task, job.request.out, say)[0]
+        except (UserError, together.LostError) as error:
+            return Outcome("failed", message=str(error))
 
 
 def require_ray() -> Any:
-    """Ray itself.
+    """Ray itself, with what Ray Train needs.
 
     Raises:
         ValueError: it is not installed.
     """
     try:
         import ray
+        import ray.train  # it says what it lacks
     except ImportError:
         raise UserError("ray is not installed; pip install 'preresnet[cluster]', or use --executor local") from None
     return ray

@@ -38,6 +38,7 @@ class Execution:
         data_root: folder of the official files; None downloads.
         executor: ``local`` or ``ray``.
         jobs: runs at a time on one device.
+        gpus_per_run: processes of each run, placed by Ray Train, each with a GPU; None: a run is one process.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         memory: plan of each run.
         probe_every: steps between two probes of a run, or ``auto``; None: none.
@@ -49,6 +50,7 @@ class Execution:
     data_root: Path | None = None
     executor: executors.Executor = "local"
     jobs: int = 1
+    gpus_per_run: int | None = None
     device: str = "auto"
     memory: Literal["auto"] | MemoryPlan = "auto"
     probe_every: series.Every = None
@@ -95,6 +97,8 @@ def reproduce(plan: Plan, seeds: int, execution: Execution, progress: Progress |
     for name, value in (("seeds", seeds), ("jobs", execution.jobs)):
         if value < 1:
             raise UserError(f"--{name} {value}; it must be 1 or more")
+    if execution.gpus_per_run is not None and execution.executor == "local":
+        raise UserError("--gpus-per-run is for --executor ray")
     if execution.probe_every is not None:
         series.watch(execution.probe_every)  # refuses what is no number of steps
     recipes = [row.recipe for row in plan.rows]
@@ -192,8 +196,11 @@ def _do(plan: Plan, seeds: int, execution: Execution, found: Manifest, out: Path
                 manifest.write(out, found)
 
     progress.begin(due)
-    execute = executors.local if execution.executor == "local" else executors.on_ray
-    signal_number = execute(due, execution.jobs, report, tick) if due else 0
+    signal_number = 0
+    if due and execution.executor == "local":
+        signal_number = executors.local(due, execution.jobs, report, tick)
+    elif due:
+        signal_number = executors.on_ray(due, execution.jobs, report, tick, execution.gpus_per_run)
     for name, job in unfinished.items():
         if name not in stopped:
             found = entries.note(found, job.row, job.request.seed, Outcome("stopped"))

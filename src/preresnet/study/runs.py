@@ -5,12 +5,13 @@ import os
 import platform
 import time
 import traceback
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import preresnet.device as devices
+from preresnet import distributed
 from preresnet.data import sets
 from preresnet.fields import read_json
 from preresnet.propagation import series
@@ -118,8 +119,9 @@ def work(job: Job) -> Outcome:
             message=f"{job.study} is not visible on {platform.node()}; give an --out that all machines share",
         )
     try:
-        with folder.hold(job.request.out, LOCK_WAIT_S):
-            found = kept(job.request, job.crop)
+        with ExitStack() as held:
+            distributed.on_first(lambda: held.enter_context(folder.hold(job.request.out, LOCK_WAIT_S)))
+            found = distributed.shared(lambda: kept(job.request, job.crop))
             if found is None:
                 _note(job, f"start at step {step(job)}")
                 found = _train(job)
@@ -127,6 +129,12 @@ def work(job: Job) -> Outcome:
             return found
     except (UserError, trainer.NotWrittenError) as error:
         return Outcome("failed", message=str(error))
+
+
+def work_together(job: Job) -> Outcome:
+    """`work` in one of the processes of a run, which the environment describes."""
+    with distributed.joined(job.request.device):
+        return work(job)
 
 
 def step(job: Job) -> int:
@@ -143,7 +151,7 @@ def _train(job: Job) -> Outcome:
         return Outcome("stopped", message=str(error).split(". ")[0])
     except trainer.NotFiniteError as error:
         message = str(error).split("; ")[0]
-        _write_diverged(job.request, message)
+        distributed.on_first(lambda: _write_diverged(job.request, message))
         return Outcome("diverged", message=message)
     except Exception as error:  # whatever it is, the other runs go on
         with suppress(OSError):
@@ -169,6 +177,8 @@ def _write_diverged(request: folder.Request, message: str) -> None:
 
 
 def _note(job: Job, words: str) -> None:
+    if not distributed.world().first:
+        return
     with suppress(OSError):  # a full disk decides nothing here: what became of the run is said all the same
         job.log.parent.mkdir(exist_ok=True)
         with open(job.log, "a", encoding="utf-8", errors="backslashreplace") as file:
