@@ -104,7 +104,10 @@ def record(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) ->
     """What has been found so far."""
     errors = {name: [run["error_pct"] for run in runs] for name, runs in found.items() if runs}
     return {
-        "command": shlex.join(["python", "benchmarks/photographs.py", "DIR", *sys.argv[2:]]),
+        "command": shlex.join(
+            ["python", "benchmarks/photographs.py", "DIR"]
+            + ["RUNS" if word == str(asked.runs) else word for word in sys.argv[2:]]
+        ),
         "recipe": asked.recipe,
         "minutes": asked.minutes,
         "error_pct": errors,

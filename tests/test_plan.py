@@ -69,6 +69,8 @@ def test_a_scale_is_read() -> None:
 
 
 def test_a_shortened_study_says_so() -> None:
+    assert parse_scale("data=folder,steps=20") == Scale(steps=20, data="folder")
+    assert of_paper(study("table5"), ("*152-preact",), Scale(data="folder")).rows[0].recipe.data.name == "folder"
     made = of_paper(study("table1"), ("resnet110-original",), Scale(steps=100, depth=20))
     assert made.title == "Table 1: shortcuts, 20 layers (shortened: steps=100, depth=20)"
     assert made.rows[0].name == "cifar10-resnet20-original"

@@ -4,6 +4,8 @@ A single process is world size 1: everything here then does nothing, at no cost.
 """
 
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from preresnet.spec import UserError
@@ -57,8 +60,16 @@ def world() -> World:
     return World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def restarts() -> int:
-    """How often torchrun has started this run again, because a process had ended."""
+_restarted = False
+
+
+def restarted() -> bool:
+    """Whether this run was started before and lost a process, in any of its processes' eyes."""
+    return _restarted or _restarts() > 0
+
+
+def _restarts() -> int:
+    # Of several hosts only those count whose own processes had ended.
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
 
 
@@ -77,6 +88,7 @@ def joined(device: str = "auto") -> Iterator[World]:
     Raises:
         DisagreementError: the others did not come in `JOIN_S`, or the environment is not complete.
     """
+    global _restarted
     if int(os.environ.get("WORLD_SIZE") or 1) == 1 or dist.is_initialized():
         yield world()
         return
@@ -85,9 +97,11 @@ def joined(device: str = "auto") -> Iterator[World]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
         store, rank, size = next(iter(rendezvous("env://", timeout=timedelta(seconds=JOIN_S))))
+        while isinstance(store, PrefixStore):  # PyTorch's names the attempt, which hosts count differently
+            store = store.underlying_store
         store.set_timeout(timedelta(seconds=JOIN_S))
-        # torchrun may keep one store for all its attempts: no process may find the address of one that has ended
-        store = dist.PrefixStore(f"attempt {restarts()}", store)  # type: ignore[attr-defined]
+        meeting = _meet(store, rank, size)
+        store = PrefixStore(meeting, store)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpus else "gloo",
             store=store,
@@ -102,6 +116,7 @@ def joined(device: str = "auto") -> Iterator[World]:
             f"the processes of this run did not find each other within {JOIN_S} s ({there}: "
             f"{str(error).splitlines()[0]}); start all of them, with one free port, as torchrun does"
         ) from None
+    before, _restarted = _restarted, not meeting.endswith(" 1")
     try:
         yield world()
     except Exception as error:
@@ -111,8 +126,43 @@ def joined(device: str = "auto") -> Iterator[World]:
                 error.silent = store.add(f"said {error}", 1) > 1  # type: ignore[attr-defined]
         raise
     finally:
+        _restarted = before
         _norm_groups.cache_clear()
         dist.destroy_process_group()
+
+
+def _meet(store: Store, rank: int, size: int) -> str:
+    """A name for this attempt that all its processes agree on and none before has had; it ends with its number.
+
+    torchrun keeps one store for all attempts, so that it holds what processes said that have ended: nothing in it is
+    believed before those of now have answered each other.
+
+    Raises:
+        RuntimeError: the others did not come in `JOIN_S`.
+    """
+    mine, deadline = f"{uuid.uuid4()} {_restarts()}", time.monotonic() + JOIN_S
+
+    def said(name: str) -> str:
+        return store.get(name).decode() if store.check([name]) else ""
+
+    store.set(f"here {rank}", mine)
+    while time.monotonic() < deadline:
+        if rank == 0:
+            here = "\n".join(said(f"here {other}") for other in range(size))
+            store.set("who is here", here)
+            if all(said(f"seen by {other}") == here for other in range(1, size)):
+                restarts = max(int(line.split()[1]) for line in here.splitlines())
+                number = max(store.add("attempts", 1), restarts + 1)
+                store.set("meeting", f"{here}\n{number}")
+                return f"attempt {mine} {number}"
+        else:
+            here, met = said("who is here"), said("meeting").splitlines()
+            if mine in here.splitlines():
+                store.set(f"seen by {rank}", here)
+                if mine in met:
+                    return f"attempt {met[0]} {met[-1]}"
+        time.sleep(0.02)
+    raise RuntimeError(f"{size} processes did not meet")
 
 
 def agree(facts: Callable[[], Mapping[str, Any]]) -> None:

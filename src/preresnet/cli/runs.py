@@ -132,7 +132,7 @@ class Train:
             leave_out=self.leave_out,
             weights=self.weights,
             device=self.device,
-            resume=self.resume or distributed.restarts() > 0,
+            resume=self.resume or distributed.restarted(),
             memory=self.memory,
             workers=self.workers,
             gpu=self.gpu,

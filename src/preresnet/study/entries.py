@@ -120,7 +120,7 @@ def refresh(out: Path, found: Manifest) -> Manifest:
             evidence = f"Shortened ({words}): {evidence}"
         text = claim.text
         if "depth" in scale:
-            text = f"{manifest.at_depth(text, scale['depth'])} ({networks[better]}, {networks[worse]})"
+            text = f"{manifest.at_depth(text, manifest.depth_of(scale))} ({networks[better]}, {networks[worse]})"
         answers.append(Answer(text, claim.source, answer, evidence, better, worse, claim.kind))
     return replace(
         found, rows=rows, differences=tuple(one for one in differences if one is not None), claims=tuple(answers)

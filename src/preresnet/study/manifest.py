@@ -6,6 +6,7 @@ planned, begun and ended, and the terminal, the report and the records show it.
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -171,7 +172,7 @@ class Manifest:
     title: str
     command: str
     rows: tuple[RowEntry, ...]
-    scale: dict[str, int] | None = None
+    scale: Mapping[str, int | str] | None = None
     differences: tuple[Difference, ...] = ()
     claims: tuple[Answer, ...] = ()
     version: int = 1
@@ -232,6 +233,12 @@ def write(folder: Path, found: Manifest) -> None:
     write_atomically(folder / STUDY_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
 
+def depth_of(scale: Mapping[str, int | str] | None) -> int | None:
+    """The layers that a study was shortened to; None: those of the paper."""
+    depth = (scale or {}).get("depth")
+    return None if depth is None else int(depth)
+
+
 def at_depth(text: str, depth: int | None) -> str:
     """What is said of the paper's depth, said of another: "20 layers, original" for 110; None changes nothing."""
     return text if depth is None else re.sub(r"\b\d+ layers\b", f"{depth} layers", text)
@@ -239,7 +246,7 @@ def at_depth(text: str, depth: int | None) -> str:
 
 def _from_first(found: Manifest, folder: Path) -> Manifest:
     """One of the first version: diverged runs told from failed ones, "fail" where the paper's rule holds."""
-    depth = (found.scale or {}).get("depth")
+    depth = depth_of(found.scale)
     rows = []
     for row in found.rows:
         is_papers = row.paper is not None and row.data == "cifar10" and not found.scale

@@ -4,7 +4,7 @@ import json
 import shlex
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from preresnet.changes import FOLLOWERS, changed, in_proportion
 from preresnet.paper.networks import at_depth
@@ -29,16 +29,18 @@ class Scale:
         steps: weight updates.
         batch: images of an update.
         depth: layers.
+        data: ``folder``: images of any classes stand in for those of the paper.
         holdout: training images that every run keeps out and is evaluated on, instead of the test set.
     """
 
     steps: int | None = None
     batch: int | None = None
     depth: int | None = None
+    data: Literal["folder"] | None = None
     holdout: int | None = None
 
     @property
-    def given(self) -> dict[str, int]:
+    def given(self) -> dict[str, int | str]:
         """What was changed."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
@@ -47,21 +49,24 @@ class Scale:
 
 
 def parse_scale(text: str, holdout: int | None = None) -> Scale | None:
-    """``steps=2000,batch=64,depth=20``, any of them, and held-out images; nothing is the paper's own way.
+    """``steps=2000,batch=64,depth=20,data=folder``, any of them, and held-out images; nothing is the paper's own way.
 
     Raises:
         ValueError: another name, or a value that is no number or too small.
     """
     if not text:
         return None if holdout is None else Scale(holdout=holdout)
-    found: dict[str, int] = {}
+    found: dict[str, Any] = {}
     least = {"steps": SHORTEST, "batch": 2, "depth": 5}
     for part in text.split(","):
         name, _, value = (word.strip() for word in part.partition("="))
+        if name == "data" and value == "folder" and name not in found:
+            found[name] = value
+            continue
         if name not in least or name in found or not value.isdecimal() or int(value) < least[name]:
             raise UserError(
-                f"--scale {text}: cannot use {part!r}; give each of steps (from {SHORTEST}), batch (from 2) and depth "
-                "at most once, for example steps=2000,batch=64,depth=20"
+                f"--scale {text}: cannot use {part!r}; give each of steps (from {SHORTEST}), batch (from 2), depth "
+                "and data (folder) at most once, for example steps=2000,batch=64,depth=20"
             )
         found[name] = int(value)
     return Scale(**found, holdout=holdout)
@@ -82,7 +87,10 @@ def scaled(full: Recipe, scale: Scale | None) -> Recipe:
         return full
     schedule, batch = full.schedule, scale.batch or full.global_batch
     steps = scale.steps or schedule.steps
-    given = {"schedule.steps": steps} | ({} if scale.holdout is None else {"data.holdout": scale.holdout})
+    given: dict[str, Any] = {"schedule.steps": steps} | (
+        {} if scale.holdout is None else {"data.holdout": scale.holdout}
+    )
+    given |= {} if scale.data is None else {"data.name": scale.data}
     shortened, _ = changed(full, given)
 
     def shrunk(count: int) -> int:
