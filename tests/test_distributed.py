@@ -22,6 +22,7 @@ from preresnet.data.image_set import Images
 from preresnet.data.loaders import fit, training_batches
 from preresnet.data.order import ImageOrder, slice_of
 from preresnet.fields import with_fields
+from preresnet.kernels import native
 from preresnet.model import memory
 from preresnet.paper.recipes import recipe
 from preresnet.spec import MemoryPlan, UserError
@@ -248,6 +249,34 @@ def test_a_process_that_is_killed_costs_the_steps_since_the_checkpoint(tmp_path:
     assert calm.keys() == killed.keys()
     for key, value in calm.items():
         torch.testing.assert_close(killed[key], value, rtol=0, atol=0)
+
+
+SHARED_NORM = """
+import torch
+from preresnet import distributed
+from preresnet.model.preactivation import _SharedNorm
+
+with distributed.joined("cpu") as world, distributed.norms_over(2):
+    torch.manual_seed(world.rank)
+    for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        x = (3 + 2 * torch.randn(4, 24, 9, 9)).to(dtype, memory_format=torch.channels_last)
+        grad = torch.randn(4, 24, 9, 9).to(dtype, memory_format=torch.channels_last)
+        found = []
+        for fused in (True, False):
+            vectors = torch.linspace(-1, 1, 24), torch.ones(24)
+            given = [one.clone().requires_grad_() for one in (x, *vectors)]
+            y, mean, var = _SharedNorm.apply(*given, 1e-5, True, fused)
+            y.backward(grad)
+            found.append([y.detach(), mean, var, *(one.grad for one in given)])
+        for ours, plain in zip(*found):
+            assert (ours - plain).abs().max() <= bound * plain.abs().max(), (dtype, ours, plain)
+"""
+
+
+@pytest.mark.skipif(not native.available(), reason="no kernels are built here")
+def test_passes_of_our_own_give_the_norm_over_processes() -> None:
+    for code, _, said in ended(start(2, "-c", SHARED_NORM)):
+        assert code == 0, said
 
 
 def test_processes_that_differ_do_not_begin(tmp_path: Path) -> None:

@@ -109,13 +109,10 @@ class Norm(nn.Module):
 
     def fuses(self, x: Tensor) -> bool:
         """Whether passes of our own compute this call."""
-        return (
-            self.training
-            and not distributed.norms_are_shared()
-            and passes.used(self.fused, x)
-            and x.numel() > x.shape[1]
-            and self.weight.dtype == passes.sum_type(x.dtype)
-        )
+        return self.training and not distributed.norms_are_shared() and self._has_passes(x)
+
+    def _has_passes(self, x: Tensor) -> bool:
+        return passes.used(self.fused, x) and x.numel() > x.shape[1] and self.weight.dtype == passes.sum_type(x.dtype)
 
     def by_passes(self, x: Tensor, moments: Tensor | None, conv: nn.Conv2d | None = None) -> tuple[Tensor, Tensor]:
         """The result of the passes, or a convolution of it; and what stands for x (`with_shortcut`)."""
@@ -139,7 +136,8 @@ class Norm(nn.Module):
 
     def _over_processes(self, x: Tensor) -> Tensor:
         """With the statistics of the images of several processes."""
-        y, mean, var = _SharedNorm.apply(x, self.weight, self.bias, self.epsilon, self.relu)  # type: ignore[misc]
+        given = x, self.weight, self.bias, self.epsilon, self.relu, self._has_passes(x)
+        y, mean, var = _SharedNorm.apply(*given)  # type: ignore[misc]
         tape = current_tape()
         if self.running_mean is not None and self.running_var is not None and not (tape and tape.replaying):
             momentum = self._moving()
@@ -170,19 +168,32 @@ class _SharedNorm(torch.autograd.Function):
     With g the gradient behind the ReLU, N the values of a channel in all of them and x^ = (x - mean) / std,
     d x = weight / std (g - sum g / N - x^ sum g x^ / N); the sums are those of all processes. Gradients of weight and
     bias are this process's part.
+
+    Passes of our own know sums of this process alone: what they give is that of a process alone, and the difference of
+    the sums is added, which is linear in x.
     """
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, relu: bool
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, relu: bool, fused: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.relu, ctx.fused, here = relu, fused, x.numel() // x.shape[1]
+        if fused:
+            _, mean, _, var = passes.normalise(x, weight, bias, None, epsilon, relu=False)
+            mean, var, ctx.count = distributed.moments(mean, var * ((here - 1) / here), here)
+            inv_std = torch.rsqrt(var + epsilon)
+            y = passes.apply(x, weight, bias, (mean, inv_std), relu=relu)
+            ctx.save_for_backward(x, weight, bias, mean, inv_std)
+            unbiased = var * (ctx.count / max(1, ctx.count - 1))
+            ctx.mark_non_differentiable(mean, unbiased)
+            return y, mean, unbiased
         values = x.to(passes.sum_type(x.dtype))
         var, mean = torch.var_mean(values, (0, 2, 3), correction=0)
-        mean, var, count = distributed.moments(mean, var, x.numel() // x.shape[1])
+        mean, var, count = distributed.moments(mean, var, here)
         inv_std = torch.rsqrt(var + epsilon)
         y = torch.addcmul(_wide(bias - mean * inv_std * weight), values, _wide(inv_std * weight))
         ctx.save_for_backward(x, weight, bias, mean, inv_std)
-        ctx.count, ctx.relu = count, relu
+        ctx.count = count
         unbiased = var * (count / max(1, count - 1))
         ctx.mark_non_differentiable(mean, unbiased)
         return (y.relu_() if relu else y).to(x.dtype), mean, unbiased
@@ -190,6 +201,13 @@ class _SharedNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, bias, mean, inv_std = ctx.saved_tensors
+        if ctx.fused:
+            here = x.numel() // x.shape[1]
+            d_x, d_weight, d_bias = passes.differentiate(x, grad, weight, bias, mean, inv_std, None, ctx.relu)
+            mine = torch.stack([d_bias, d_weight])
+            apart = (mine / here - distributed.norm_sum(mine.clone()) / ctx.count) * (weight * inv_std)
+            d_x += passes.apply(x, apart[1], apart[0], (mean, inv_std), relu=False)
+            return d_x, d_weight, d_bias, None, None, None
         normal = (x.to(mean.dtype) - _wide(mean)) * _wide(inv_std)
         behind = grad.to(mean.dtype)
         if ctx.relu:
@@ -197,7 +215,7 @@ class _SharedNorm(torch.autograd.Function):
         mine = torch.stack([behind.sum((0, 2, 3)), (behind * normal).sum((0, 2, 3))])
         of_all = distributed.norm_sum(mine.clone()) / ctx.count
         d_x = (behind - _wide(of_all[0]) - normal * _wide(of_all[1])) * _wide(weight * inv_std)
-        return d_x.to(x.dtype), mine[1], mine[0], None, None
+        return d_x.to(x.dtype), mine[1], mine[0], None, None, None
 
 
 def _wide(vector: Tensor) -> Tensor:
