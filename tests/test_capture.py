@@ -1,15 +1,19 @@
 """The training step on a CPU, and what is refused there. Captured steps need a GPU: test_gpu.py."""
 
+from contextlib import closing, nullcontext
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 import preresnet
+from preresnet import distributed
 from preresnet.bench import measure
 from preresnet.cli import main
 from preresnet.model import memory
 from preresnet.spec import MemoryPlan, UserError
+from preresnet.train import capture
 from preresnet.train.capture import Mechanism, TrainingStep, check_mechanisms, is_capturable
 from preresnet.train.optim import build_optimizer, set_lr, update
 
@@ -75,6 +79,28 @@ def test_commands_refuse_them_on_a_cpu(command: list[str], tmp_path: Path, capsy
     assert main([*command, "--out", str(out), "--device", "cpu", "--gpu", "compiled"]) == 2
     assert "--gpu compiled is for CUDA devices" in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_step_is_captured_in_all_processes_or_in_none(elsewhere: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What decides it, without a GPU: capturing itself is stood in for."""
+    monkeypatch.setattr(capture, "check_mechanisms", lambda *_: None)
+    monkeypatch.setattr(capture.torch.cuda, "CUDAGraph", Mock)
+    monkeypatch.setattr(capture.torch.cuda, "graph", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(capture.torch.cuda, "current_stream", lambda *_: None)
+    monkeypatch.setattr(distributed, "union", lambda found: [*found, "NCCL error"] if elsewhere else found)
+    model = preresnet.create_model("resnet8-preact", seed=0)
+    with closing(TrainingStep(model, build_optimizer(model, OPTIM), None, "float32", ("capture",))) as step:
+        x, y = torch.randn(4, 3, 8, 8), torch.arange(4)
+        for _ in range(capture.EAGER_STEPS):
+            step(x, y)
+            assert not step.captured
+        with pytest.warns(UserWarning, match="uncaptured.*NCCL error") if elsewhere else nullcontext():
+            step(x, y)
+        assert len(step.captured) == (not elsewhere)
+        step(x, y)  # without another word
+        assert len(step.captured) == (not elsewhere)
+    assert not step.captured
 
 
 def test_on_a_gpu_the_bench_has_a_row_for_each_and_for_all() -> None:

@@ -307,6 +307,22 @@ def test_what_all_find_wrong_is_said_once(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
+def test_what_was_refused_is_not_taken_up_by_a_restart(tmp_path: Path) -> None:
+    """torchrun starts again whatever ended; the folder's own run, which it would resume, stays as it is."""
+    run = ["-m", "preresnet", "train", "digits/resnet20-preact", "--network", "resnet8-preact", *SHORT]
+    run += ["--out", tmp_path / "run"]
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1", "--master-port"]
+    ((code, _, said),) = ended(start(1, *command, str(port()), *run))
+    assert code == 0, said
+    before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "run").iterdir()}
+    ((code, _, said),) = ended(start(1, *command, str(port()), *run))
+    assert code != 0
+    assert "error: " in said
+    assert "--resume" in said
+    assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "run").iterdir()} == before
+
+
 def test_a_process_that_is_missing_is_waited_for_half_a_minute(tmp_path: Path) -> None:
     command = ["-m", "preresnet", "train", "digits/resnet20-preact", *SHORT, "--out", tmp_path / "run"]
     begin = time.monotonic()
@@ -317,6 +333,21 @@ def test_a_process_that_is_missing_is_waited_for_half_a_minute(tmp_path: Path) -
     assert "did not find each other within 30 s (RANK=0, WORLD_SIZE=2" in said
     assert "Traceback" not in said
     assert time.monotonic() - begin < 75  # on a busy machine
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_port_that_a_stranger_has_is_no_meeting_place(tmp_path: Path) -> None:
+    command = ["-m", "preresnet", "train", "digits/resnet20-preact", *SHORT, "--out", tmp_path / "run"]
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        found = ended(start(2, *command, MASTER_PORT=str(stranger.getsockname()[1])), 90)
+    for code, _, said in found:
+        assert code == 2
+        assert said.count("error: the processes of this run did not find each other") == 1
+        assert "Traceback" not in said
+    assert "address already in use" in found[0][2]
     assert not (tmp_path / "run").exists()
 
 

@@ -1,13 +1,15 @@
 """What needs a CUDA device: pytest -m gpu."""
 
 import json
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from own_photos import CLASSES, fill, result
+from torch.nn.parallel import DistributedDataParallel
 
 import preresnet
 from preresnet import device as devices
@@ -85,6 +87,31 @@ def test_a_step_with_a_mechanism_is_the_plain_step(name: str, dtype: torch.dtype
     tolerance = 1e-7 if dtype == torch.float64 else 0.1 if "compiled" in gpu else 1e-3  # its passes round elsewhere
     torch.testing.assert_close(losses[1], losses[0], rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(states[1], states[0], rtol=tolerance, atol=tolerance)
+
+
+def test_a_step_of_several_processes_is_captured(tmp_path: Path) -> None:
+    """Gradients that NCCL sums, in a world of one: the numbers of the step without."""
+    device, losses = torch.device("cuda"), []
+    meeting = f"file://{tmp_path}/store"
+    dist.init_process_group("cpu:gloo,cuda:nccl", init_method=meeting, rank=0, world_size=1)
+    try:
+        for together in (False, True):
+            model = devices.place(preresnet.create_model("resnet20-preact", seed=0), device)
+            torch.backends.cudnn.benchmark = False
+            with own_stream(device):
+                optimizer = build_optimizer(model, preresnet.recipe("cifar10/resnet20-preact").optim)
+                called = DistributedDataParallel(model, gradient_as_bucket_view=True) if together else None
+                mechanisms: tuple[Mechanism, ...] = ("tensor-lr", "capture") if together else ()
+                with closing(TrainingStep(model, optimizer, 8, "bfloat16", mechanisms, called=called)) as step:
+                    x = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(device)
+                    x = x.contiguous(memory_format=torch.channels_last)
+                    set_lr(optimizer, 0.01)
+                    found = [step(x, (torch.arange(16) % 10).to(device))[0] for _ in range(15)]
+                    assert len(step.captured) == together
+            losses.append(torch.stack(found).double().cpu())
+    finally:
+        dist.destroy_process_group()
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-3)
 
 
 def test_a_captured_step_draws_new_masks() -> None:

@@ -4,9 +4,11 @@ A single process is world size 1: everything here then does nothing, at no cost.
 """
 
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -87,6 +89,7 @@ def joined(device: str = "auto") -> Iterator[World]:
 
     Raises:
         DisagreementError: the others did not come in `JOIN_S`, or the environment is not complete.
+        UserError: what a run was refused for that is now started again.
     """
     global _restarted
     if int(os.environ.get("WORLD_SIZE") or 1) == 1 or dist.is_initialized():
@@ -96,11 +99,13 @@ def joined(device: str = "auto") -> Iterator[World]:
     if on_gpus:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
-        store, rank, size = next(iter(rendezvous("env://", timeout=timedelta(seconds=JOIN_S))))
+        limit = timedelta(seconds=JOIN_S)
+        store, rank, size = _within(JOIN_S + 2, lambda: next(iter(rendezvous("env://", timeout=limit))))
         while isinstance(store, PrefixStore):  # PyTorch's names the attempt, which hosts count differently
             store = store.underlying_store
         store.set_timeout(timedelta(seconds=JOIN_S))
         meeting = _meet(store, rank, size)
+        refused = store.get("refused").decode() if store.check(["refused"]) else ""
         store = PrefixStore(meeting, store)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpus else "gloo",
@@ -109,26 +114,50 @@ def joined(device: str = "auto") -> Iterator[World]:
             world_size=size,
             timeout=timedelta(seconds=WAIT_S),
         )
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TimeoutError) as error:
         names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
         there = ", ".join(f"{name}={os.environ.get(name, 'not set')}" for name in names)
         raise DisagreementError(
             f"the processes of this run did not find each other within {JOIN_S} s ({there}: "
-            f"{str(error).splitlines()[0]}); start all of them, with one free port, as torchrun does"
+            f"{(str(error) or 'no answer').splitlines()[0]}); start all of them, with one free port, as torchrun does"
         ) from None
     before, _restarted = _restarted, not meeting.endswith(" 1")
     try:
+        if refused:  # it would take up what it was refused for
+            raise UserError(refused)
         yield world()
     except Exception as error:
-        if not hasattr(error, "silent"):  # the others may have the same: whoever comes first says it
+        undecided = not hasattr(error, "silent")  # the others may have the same: whoever comes first says it
+        if undecided:
             error.silent = False  # type: ignore[attr-defined]
-            with suppress(RuntimeError):  # the process that keeps the store may have ended
+        with suppress(RuntimeError):  # the process that keeps the store may have ended
+            if isinstance(error, UserError):
+                store.underlying_store.set("refused", str(error))
+            if undecided:
                 error.silent = store.add(f"said {error}", 1) > 1  # type: ignore[attr-defined]
         raise
     finally:
         _restarted = before
         _norm_groups.cache_clear()
         dist.destroy_process_group()
+
+
+def _within(seconds: float, do: Callable[[], T]) -> T:
+    """What a call returns that may wait for ever: PyTorch does for the answer of a stranger who listens at the port.
+
+    Raises:
+        TimeoutError: it did not return in time; it goes on until this process ends.
+    """
+    found: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(do())
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return found.result(seconds)
 
 
 def _meet(store: Store, rank: int, size: int) -> str:

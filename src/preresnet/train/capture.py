@@ -34,23 +34,21 @@ Mechanism = Literal["compiled", "capture", "tensor-lr", "plain"]
 """
 
 EAGER_STEPS = 3  # of each shape before capture: compiling, choosing kernels, allocating
+EAGER_STEPS_TOGETHER = 11  # in several processes: DistributedDataParallel times its first ten, which no graph can
 
 
 def chosen(asked: Sequence[Mechanism] | None, device: torch.device) -> tuple[Mechanism, ...]:
     """The mechanisms that a run uses, from those that were asked for; None: as is best on the device.
 
     On a GPU that is a captured step: the same numbers several times as fast. The compiled passes gain nothing there.
+    Several processes take plain steps unless they are asked: theirs have never been captured on GPUs of ours.
 
     Raises:
-        UserError: no CUDA device, an unknown mechanism, ``capture`` without ``tensor-lr`` or in several processes, or
-            ``plain`` with others.
+        UserError: no CUDA device, an unknown mechanism, ``capture`` without ``tensor-lr``, or ``plain`` with others.
     """
-    alone = distributed.world().size == 1
     if asked is None:
-        return ("tensor-lr", "capture") if device.type == "cuda" and alone else ()
+        return ("tensor-lr", "capture") if device.type == "cuda" and distributed.world().size == 1 else ()
     check_mechanisms(asked, device)
-    if "capture" in asked and not alone:
-        raise UserError("--gpu capture is for one process, and this run has several; leave --gpu out")
     return tuple(name for name in asked if name != "plain")
 
 
@@ -138,6 +136,7 @@ class TrainingStep:
         device = next(model.parameters()).device
         check_mechanisms(mechanisms, device)
         self._capturing = "capture" in mechanisms
+        self._eager_steps = EAGER_STEPS_TOGETHER if isinstance(self._model, DistributedDataParallel) else EAGER_STEPS
         if self._capturing and not is_capturable(model):
             self._capturing = False
             warnings.warn("a dropout that is recomputed cannot be captured; the steps run as they are", stacklevel=2)
@@ -159,13 +158,17 @@ class TrainingStep:
             return self._update(x, y, step)
         if x.shape not in self.captured:
             self._seen[x.shape] = self._seen.get(x.shape, 0) + 1
-            if self._seen[x.shape] <= EAGER_STEPS or not self._capture(x, y):
+            if self._seen[x.shape] <= self._eager_steps or not self._capture(x, y):
                 return self._update(x, y, step)
         kept = self.captured[x.shape]
         kept.x.copy_(x)
         kept.y.copy_(y)
         kept.graph.replay()
         return kept.loss.clone(), kept.wrong.clone()
+
+    def close(self) -> None:
+        """Let the graphs go. A process that ends waits for those that hold sums of several processes."""
+        self.captured.clear()
 
     def _update(self, x: Tensor, y: Tensor, step: int = 0) -> tuple[Tensor, Tensor]:
         parts = -(-len(y) // (self._norm_batch or len(y)))
@@ -189,19 +192,22 @@ class TrainingStep:
         """Capture the step of a shape (which does not run it); where that fails, say so and go on without."""
         graph, x, y = torch.cuda.CUDAGraph(), x.clone(memory_format=torch.preserve_format), y.clone()
         pool = next((other.graph.pool() for other in self.captured.values()), None)
+        failed = []
         try:
             self._optimizer.zero_grad(set_to_none=True)  # gradients then live in the graph's own memory
             with torch.cuda.graph(
                 graph, pool=pool, stream=torch.cuda.current_stream(x.device), capture_error_mode="thread_local"
             ):
                 loss, wrong = self._update(x, y)
+            self.captured[x.shape] = Captured(graph, x, y, loss, wrong)
         except RuntimeError as error:
+            failed = [str(error).strip().splitlines()[0]]
+        if failed := distributed.union(failed):  # NCCL's sums are captured in all processes or in none
             self._capturing = False
-            reason = str(error).strip().splitlines()[0]
-            warnings.warn(f"the training step runs uncaptured, which is slower ({reason})", stacklevel=3)
-            return False
-        self.captured[x.shape] = Captured(graph, x, y, loss, wrong)
-        return True
+            self.close()
+            if distributed.world().first:
+                warnings.warn(f"the training step runs uncaptured, which is slower ({failed[0]})", stacklevel=3)
+        return self._capturing
 
 
 def is_capturable(model: Network) -> bool:

@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Collection
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from preresnet.fields import UserError
 from preresnet.model import weights
 from preresnet.recipe import Photographs, Recipe
 from preresnet.train import checkpoint, folder
-from preresnet.train.capture import own_stream
+from preresnet.train.capture import TrainingStep, own_stream
 from preresnet.train.optim import set_lr
 from preresnet.train.run import STATISTICS_IMAGES, Run, prepare
 
@@ -195,12 +196,11 @@ def _seconds(run: Run, budget: float) -> tuple[float, float]:
     """Of a step, and of an evaluation with its checkpoints; measured within a share of the time there is."""
     allowed = min(MEASURED_S, MEASURED_SHARE * budget)
     run.begin()
-    with own_stream(run.device, run.mechanisms):
-        return _measured(run, allowed)
+    with own_stream(run.device, run.mechanisms), closing(run.training_step()) as update:
+        return _measured(run, update, allowed)
 
 
-def _measured(run: Run, allowed: float) -> tuple[float, float]:
-    update = run.training_step()
+def _measured(run: Run, update: TrainingStep, allowed: float) -> tuple[float, float]:
     set_lr(run.optimizer, 1e-6)
     batches = run.batches()
     begin, steps = time.perf_counter(), 0

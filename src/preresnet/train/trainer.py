@@ -2,7 +2,7 @@
 
 import json
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 from preresnet import distributed
@@ -70,8 +70,8 @@ def _loop(run: Run, watch: Watch | None, signals: Signals) -> None:
     batches, probes = run.batches(), watch and _probes(run, watch)
     if probes and progress.step == 0:
         probes.look(0)
-    with own_stream(run.device, run.mechanisms):
-        update, flag = run.training_step(), distributed.StopFlag()
+    with own_stream(run.device, run.mechanisms), closing(run.training_step()) as update:
+        flag = distributed.StopFlag()
         while True:
             if run.owes_evaluation():  # its step is saved: if this fails, a resumed run begins here
                 evaluate(run, signals)
