@@ -23,7 +23,7 @@ LAYERS = [
     {"inference"},
     {"trained"},
     {"train"},
-    {"propagation"},
+    {"propagation", "exchange"},
     {"study", "bench"},
     {"report"},
     {"display"},

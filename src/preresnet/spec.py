@@ -183,6 +183,8 @@ class StemSpec:
         pool_padding: border of the max-pool. ``ignored``: one pixel on each side that no maximum can come from (minus
             infinity; Torch 7, PyTorch). ``zero``: one pixel of zeros on each side (Keras ``ResNet50V2``). ``same``:
             ignored too, but placed as ``Dialect.conv_padding`` of that name says (TensorFlow).
+        first_preactivated: whether the first unit has its own pre-activation behind an activated stem all the same
+            (pytorchcv's ``preresnet*`` for ImageNet).
     """
 
     width: int = 16
@@ -191,6 +193,7 @@ class StemSpec:
     activated: bool = False
     pool: bool | None = None
     pool_padding: Literal["ignored", "zero", "same"] = "ignored"
+    first_preactivated: bool = False
 
     def __post_init__(self) -> None:
         for name in ("width", "kernel", "stride"):
@@ -199,6 +202,12 @@ class StemSpec:
         require(
             self.pooled or self.pool_padding == "ignored",
             f"stem pool_padding={self.pool_padding!r}, but this stem does not pool; set pool=true or leave it out",
+        )
+
+        require(
+            self.activated or not self.first_preactivated,
+            "stem first_preactivated=true, but this stem is not activated, so that the first unit has its "
+            "pre-activation anyway; leave the field out",
         )
 
     @property
@@ -366,7 +375,7 @@ class NetSpec:
         for stage_index, stage in enumerate(self.stages):
             strided = 0 if self.dialect.strided_unit == "first" else stage.num_units - 1
             for index in range(stage.num_units):
-                activated = self.stem.activated and stage_index == index == 0
+                activated = self.stem.activated and not self.stem.first_preactivated and stage_index == index == 0
                 stride = stage.stride if index == strided else 1
                 changes_dimension = in_width != stage.width or stride != 1
                 shared = {

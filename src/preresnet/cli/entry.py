@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Explain",
         "Draw where in images a network's answers come from: class activation maps.",
     ),
+    "import": ("exchange", "Import", "Bring in a network of another library: its weights become a folder like a run."),
     "data check": ("data", "Check", "Find what is wrong with a folder of images: broken files, copies, rare classes."),
     "data suspects": (
         "data",

@@ -1,0 +1,66 @@
+"""The commands that bring networks in and take them out: weights of other libraries, and files that programs run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from preresnet.cli.options import command_line, is_file, note, shown
+from preresnet.fields import UserError
+from preresnet.paper.networks import network
+from preresnet.recipe import DataName
+from preresnet.spec import NetSpec
+
+
+@dataclass(frozen=True)
+class Import:
+    """Bring in a network of another library: its weights become a folder like a run."""
+
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
+    """The weights, as the library saves them."""
+    from_: Annotated[
+        Literal["timm", "torchvision", "pytorchcv", "keras", "torch7", "safetensors"],
+        arg(name="from", metavar="FORMAT"),
+    ]
+    """Whose file it is: timm, torchvision, pytorchcv (.pth of a state_dict, or .safetensors), keras (.h5, .keras,
+    .weights.h5), torch7 (.t7), or safetensors with our own names of tensors."""
+    out: Path
+    """New folder for the network."""
+    spec: Annotated[str | None, arg(metavar="NAME|FILE")] = None
+    """The network by name, or the path of its specification as JSON; by default what its tensors say."""
+    data: DataName | None = None
+    """What it was trained on; by default imagenet, cifar10 or cifar100, as its stem and number of classes say."""
+    normalise: Annotated[str | None, arg(metavar="per_pixel_mean|channel_mean_std|FILE")] = None
+    """How its images were prepared: with the statistics of all training images of CIFAR, or as FILE says: JSON with
+    "mean" and "std" of pixels between 0 and 1, a number a channel or for every pixel. By default as its library
+    does."""
+    classes: Path | None = None
+    """Text file with the name of each class in a line, in the order of labels."""
+
+    def run(self) -> int:
+        """Read, check, write and say."""
+        from preresnet.exchange import carry, preparation
+
+        if self.out.exists():
+            raise UserError(f"{self.out} is there already; give another --out")
+        brought = carry.bring(self.file, self.from_, _specification(self.spec))
+        prepared = preparation.prepared(brought, self.from_, self.data, self.normalise, self.classes)
+        preparation.write(self.out, brought, prepared, command_line())
+        for line in (*brought.said, *prepared.said):
+            note(line)
+        print(f"tensors  {brought.num_tensors:,}, each used once")
+        print(f"network  {self.out}")
+        more = ("--data-root", "ROOT")
+        print(f"next     {shown('evaluate', self.out, *more)}")
+        return 0
+
+
+def _specification(name: str | None) -> NetSpec | None:
+    if name is None:
+        return None
+    if is_file(name):
+        from preresnet.train.folder import read_network
+
+        return read_network(Path(name))
+    return network(name)
