@@ -14,7 +14,7 @@ test level-x86-64-v2 level-x86-64-v3 level-x86-64-v4 without-compiler lowest: ex
 NUMERICS := $(wildcard $(addprefix tests/test_,native.py operations.py preactivation.py folding.py golden.py units.py memory.py inference.py))
 FEW := $(addprefix tests/test_,folding.py golden.py inference.py)
 
-.PHONY: demo test test-portable test-portable-short without-compiler lowest package sanitize lint types docs bench clean
+.PHONY: demo test test-portable test-portable-short without-compiler lowest package sanitize torture parity lint types docs bench clean
 
 demo: $(READY)  ## train on the handwritten digits inside scikit-learn, then report
 	@out=runs/demo-$$(date +%Y%m%d-%H%M%S) && \
@@ -58,6 +58,13 @@ package: $(READY)  ## built, installed into a clean environment, used
 sanitize: $(READY)  ## the numerics with kernels that check every address and every undefined operation
 	CXX='g++ -g -fsanitize=address,undefined -fno-sanitize-recover=undefined' ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" $(BIN)/pytest --capture=sys $(NUMERICS)
+
+torture: $(READY)  ## ten thousand damaged files for each reader
+	PRERESNET_FUZZ=10000 $(BIN)/pytest --timeout 3000 tests/test_exchange.py -k damaged
+
+parity: $(READY)  ## the table of docs/guide/exchange.md, beside the libraries themselves
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[peers]' --group foreign
+	KERAS_BACKEND=torch $(BIN)/python tests/test_parity.py --write
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sqlite3
 from collections import Counter
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image, ImageFilter, ImageOps
 
 from preresnet.cli import main
-from preresnet.data import checking, leaving_out, reading, scan
+from preresnet.data import checking, copies, leaving_out, reading, scan
 from preresnet.spec import UserError
 
 BRIGHTER = [min(255, int(value * 1.12) + 4) for value in range(256)]
@@ -197,6 +198,22 @@ def test_copies_across_the_split_say_so(photos: Path, tmp_path: Path) -> None:
     assert (copy.kind, copy.file, copy.of) == ("copy", "val/ant/seen.jpg", "train/ant/0.jpg")
     assert "what is tested has been seen" in copy.why
     assert set(found.leave_out) == {"train/ant/0.jpg"}  # what is tested stays as it is
+
+
+def test_pairs_of_like_pictures_are_kept_while_no_file_changes(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def copies_of(found: checking.Findings) -> set[str]:
+        return {problem.file for problem in found.problems if problem.kind == "copy"}
+
+    shutil.copy(photos / "ant" / "2.jpg", photos / "ant" / "again.jpg")
+    with Image.open(photos / "ant" / "0.jpg") as image:
+        image.resize((image.width // 2, image.height // 2)).save(photos / "ant" / "smaller.jpg")
+    first = copies_of(checking.check(photos))
+    assert {"ant/again.jpg", "ant/smaller.jpg"} <= first
+    with monkeypatch.context() as patch:
+        patch.setattr(copies, "_candidates", lambda hashes: pytest.fail("looked for again"))
+        assert copies_of(checking.check(photos)) == first
+    (photos / "ant" / "smaller.jpg").unlink()
+    assert copies_of(checking.check(photos)) == first - {"ant/smaller.jpg"}
 
 
 def test_only_what_has_changed_is_read_again(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from preresnet.cli import main
 from preresnet.data import augment, cifar
 from preresnet.exchange import carry, keras_files, preparation, torch7
 from preresnet.exchange.tables import KERAS, PYTORCHCV, TABLES, TIMM, TORCHVISION, Table, differences
+from preresnet.model import weights
 from preresnet.model.network import Network, build
 from preresnet.paper import peers
 from preresnet.paper.networks import network
@@ -391,6 +392,27 @@ def test_an_imported_network_answers_like_a_run(tmp_path: Path, capsys: pytest.C
     assert top["class"] == trained.open_weights(out).classes[int(expected.argmax())]
     assert top["probability"] == pytest.approx(float(expected.max()), rel=1e-4)
     assert main([*command]) == 2  # the folder is there
+    assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "file"),
+    [
+        ("resnet18-original", "torchvision", "x.pth"),
+        ("resnet18-original", "timm", "x.safetensors"),
+        ("", "keras", "x.h5"),
+    ],
+)
+def test_a_run_goes_out_and_comes_back(
+    name: str, target: str, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = used(shallow(network(name)) if name else KERAS_SPECS[0][0])
+    weights.save(tmp_path / "weights.safetensors", model, {})
+    command = ["export", str(tmp_path), "--to", target, "--out", str(tmp_path / file)]
+    assert main(command) == 0
+    assert file in capsys.readouterr().out
+    same(model, carry.bring(tmp_path / file, target).model)
+    assert main(command) == 2
     assert "is there already" in capsys.readouterr().err
 
 

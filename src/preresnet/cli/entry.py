@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Draw where in images a network's answers come from: class activation maps.",
     ),
     "import": ("exchange", "Import", "Bring in a network of another library: its weights become a folder like a run."),
+    "export": ("exchange", "Export", "Take a network out: its weights as another library loads them."),
     "data check": ("data", "Check", "Find what is wrong with a folder of images: broken files, copies, rare classes."),
     "data suspects": (
         "data",

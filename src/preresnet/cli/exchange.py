@@ -56,6 +56,31 @@ class Import:
         return 0
 
 
+@dataclass(frozen=True)
+class Export:
+    """Take a network out: its weights as another library loads them."""
+
+    run_or_weights: Annotated[Positional[Path], arg(metavar="RUN|WEIGHTS")]
+    """A run folder, or a .safetensors file."""
+    to: Annotated[Literal["timm", "torchvision", "pytorchcv", "keras"], arg(metavar="FORMAT")]
+    """Whose network it becomes. A network that the library does not build is refused, with the field that differs."""
+    out: Path
+    """New file: .pth or .safetensors; .h5 for keras."""
+
+    def run(self) -> int:
+        """Check, write and say."""
+        from preresnet.exchange import carry
+        from preresnet.model import weights
+
+        if self.out.exists():
+            raise UserError(f"{self.out} is there already; give another --out")
+        model, _ = weights.load(self.run_or_weights)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        title = carry.write(self.out, model, self.to)
+        print(f"weights  {self.out}, of a {title}")
+        return 0
+
+
 def _specification(name: str | None) -> NetSpec | None:
     if name is None:
         return None

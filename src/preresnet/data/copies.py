@@ -45,10 +45,17 @@ def pairs(scan: Scan) -> Iterator[tuple[int, int]]:
 
 
 def _near(scan: Scan, left_out: dict[int, int]) -> Iterator[tuple[int, int]]:
-    """Pairs of like pictures among all but those left out."""
-    ids, hashes = _hashes(scan, left_out)
-    for found in _candidates(hashes):
-        yield from ids[found[_compare(scan, ids, found) >= likeness.SAME]].tolist()
+    """Pairs of like pictures among all but those left out, which the index keeps while no file changes."""
+    index = scan.index
+    if not index.execute("SELECT 1 FROM near WHERE one IS NULL").fetchone():
+        index.execute("DELETE FROM near")
+        ids, hashes = _hashes(scan, left_out)
+        for found in _candidates(hashes):
+            alike = ids[found[_compare(scan, ids, found) >= likeness.SAME]].tolist()
+            index.executemany("INSERT INTO near VALUES (?, ?)", alike)
+        index.execute("INSERT INTO near VALUES (NULL, NULL)")
+        index.commit()
+    yield from index.execute("SELECT one, other FROM near WHERE one IS NOT NULL ORDER BY rowid").fetchall()
 
 
 def _exact(scan: Scan) -> dict[int, int]:

@@ -176,6 +176,7 @@ def _prepared(index: sqlite3.Connection) -> sqlite3.Connection:
     index.execute("CREATE TABLE IF NOT EXISTS version (is_now TEXT)")
     if index.execute("SELECT is_now FROM version").fetchall() != [(version,)]:
         index.execute("DROP TABLE IF EXISTS files")
+        index.execute("DROP TABLE IF EXISTS near")
         index.execute("DELETE FROM version")
         index.execute("INSERT INTO version VALUES (?)", (version,))
     columns: Sequence[str] = [f"{name} {'BLOB' if name in ('digest', 'hashes', 'thumb') else ''}" for name in _FACTS]
@@ -185,5 +186,13 @@ def _prepared(index: sqlite3.Connection) -> sqlite3.Connection:
     )
     index.execute("CREATE INDEX IF NOT EXISTS unknown ON files (known) WHERE known = 0")
     index.execute("CREATE INDEX IF NOT EXISTS digests ON files (digest) WHERE digest IS NOT NULL")
+    # Pairs of like pictures, and one row more where they are those of the files as they are: any change takes it away.
+    index.execute("CREATE TABLE IF NOT EXISTS near (one INTEGER, other INTEGER)")
+    for name, change in (("added", "INSERT"), ("removed", "DELETE"), ("read", "UPDATE OF hashes, digest, thumb")):
+        index.execute(
+            f"CREATE TRIGGER IF NOT EXISTS {name} AFTER {change} ON files "  # noqa: S608 - our own names
+            "BEGIN DELETE FROM near WHERE one IS NULL; END"
+        )
+    index.execute("CREATE INDEX IF NOT EXISTS near_is_whole ON near (one) WHERE one IS NULL")
     index.commit()
     return index

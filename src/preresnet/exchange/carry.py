@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from preresnet.exchange.tables import LINEAR, TABLES, Table, differences, in_def
 from preresnet.model.network import Network, meta
 from preresnet.paper.networks import ORDERS, network, network_names
 from preresnet.spec import Dialect, NetSpec, StemSpec, UserError
+from preresnet.train import checkpoint
 
 COUNTER = "num_batches_tracked"
 FORMATS = (*TABLES, "torch7", "safetensors")
@@ -111,8 +113,6 @@ def _read(path: Path, source: str, said: list[str]) -> tuple[dict[str, Tensor], 
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
-    import safetensors
-
     try:
         with safetensors.safe_open(path, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
@@ -431,3 +431,44 @@ def take_out(model: Network, target: str) -> tuple[dict[str, Tensor], Table]:
         tried.append((not built, len(apart), table, apart))
     _, _, table, apart = min(tried, key=lambda one: one[:2])
     raise UserError(f"{target} cannot express this network; nearest is {table.title}, where {'; '.join(apart[:SHOWN])}")
+
+
+def write(path: Path, model: Network, target: str) -> str:
+    """Write a network's weights as another library loads them.
+
+    Args:
+        path: of the file: ``.safetensors``, ``.h5`` for Keras, else one of ``torch.save``.
+        model: the network.
+        target: one of `TABLES`.
+
+    Returns:
+        What its networks are called.
+
+    Raises:
+        UserError: as `take_out`; for Keras, another name than ``.h5``, or no h5py.
+    """
+    tensors, table = take_out(model, target)
+    if target == "keras":
+        if path.suffix != ".h5" or path.name.endswith(".weights.h5"):
+            raise UserError(f"{path}: Keras loads such weights from a name that ends in .h5 alone; give another --out")
+        arrays = {name: one.detach().float().numpy() for name, one in tensors.items() if not name.endswith(COUNTER)}
+        order = sorted(_layers(arrays), key=_keras_place)
+        by_layer = {name: arrays[name] for layer in order for name in arrays if name.rpartition(".")[0] == layer}
+        checkpoint.write_atomically(path, lambda partial: keras_files.write(partial, by_layer))
+    elif path.suffix == ".safetensors":
+        kept = {name: one.detach().contiguous() for name, one in tensors.items()}
+        checkpoint.write_atomically(path, lambda partial: safetensors.torch.save_file(kept, partial, {"format": "pt"}))
+    else:
+        kept = {name: one.detach().contiguous() for name, one in tensors.items()}
+        checkpoint.write_atomically(path, lambda partial: torch.save(kept, partial))
+    return table.title
+
+
+def _keras_place(layer: str) -> tuple[int, int, int]:
+    """Where a layer stands in ``model.layers``: by its distance from the output, so that a shortcut comes late."""
+    ends = {"conv1_conv": 0, "post_bn": 1000, "predictions": 1001}
+    if layer in ends:
+        return ends[layer], 0, 0
+    stage, unit, what = layer.removeprefix("conv").split("_", 2)
+    within = ("preact_bn", "1_conv", "1_bn", "2_conv", "2_bn", "0_conv", "3_conv").index(what)
+    return int(stage), int(unit.removeprefix("block")), within

@@ -52,10 +52,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     Raises:
         UserError: no such file, or no whole one; the message says why.
     """
-    try:
-        import h5py  # noqa: F401 - the process below needs it
-    except ImportError:
-        raise UserError("reading Keras' files needs h5py; pip install 'preresnet[keras]'") from None
+    _h5py()  # the process below needs it
     from safetensors.numpy import load_file
 
     with tempfile.TemporaryDirectory() as folder:
@@ -75,6 +72,41 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         with safe_open(out, framework="numpy") as opened:
             said = json.loads((opened.metadata() or {}).get("layers", "{}"))
         return load_file(out), said
+
+
+def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """A ``.h5`` file for ``model.load_weights``, from arrays as `read` returns them, in the order of Keras' layers.
+
+    Raises:
+        UserError: h5py is not there.
+    """
+    h5py = _h5py()
+    words = {
+        True: {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"},
+        False: {"weight": "kernel", "bias": "bias"},
+    }
+    layers: dict[str, dict[str, np.ndarray]] = {}
+    for name, value in arrays.items():
+        layer, _, leaf = name.rpartition(".")
+        layers.setdefault(layer, {})[leaf] = value
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = [layer.encode() for layer in layers]
+        file.attrs["keras_version"], file.attrs["backend"] = b"2.15.0", b"tensorflow"
+        for layer, found in layers.items():
+            group = file.create_group(layer)
+            named = {word: found[leaf] for leaf, word in words["running_mean" in found].items() if leaf in found}
+            group.attrs["weight_names"] = [f"{layer}/{word}:0".encode() for word in named]
+            for word, value in named.items():
+                axes = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}[value.ndim]
+                group[f"{layer}/{word}:0"] = np.ascontiguousarray(value.transpose(axes))
+
+
+def _h5py() -> Any:
+    try:
+        import h5py
+    except ImportError:
+        raise UserError("Keras' files need h5py; pip install 'preresnet[keras]'") from None
+    return h5py
 
 
 def read_here(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
