@@ -21,7 +21,7 @@ import preresnet
 from preresnet import trained
 from preresnet.cli import main
 from preresnet.data import augment, cifar
-from preresnet.exchange import carry, keras_files, preparation, torch7
+from preresnet.exchange import incoming, keras_files, outgoing, preparation, torch7, torch7_modules
 from preresnet.exchange.tables import KERAS, PYTORCHCV, TABLES, TIMM, TORCHVISION, Table, differences
 from preresnet.model import weights
 from preresnet.model.network import Network, build
@@ -79,11 +79,11 @@ def same(model: Network, other: Network) -> None:
 @every_spec
 def test_out_and_in_again(source: str, spec: NetSpec, table: Table, tmp_path: Path) -> None:
     model = used(spec)
-    tensors, found = carry.take_out(model, source)
+    tensors, found = outgoing.take_out(model, source)
     assert found.title == table.title
     assert not set(tensors) & set(model.state_dict()) - {"stem.conv.weight"}
     torch.save(tensors, tmp_path / "x.pth")
-    brought = carry.bring(tmp_path / "x.pth", source)
+    brought = incoming.bring(tmp_path / "x.pth", source)
     assert brought.num_tensors == len(tensors)
     assert not differences(brought.model.spec, spec)
     same(model, brought.model)
@@ -96,13 +96,13 @@ def test_torchvision_computes_the_same(depth: int, tmp_path: Path) -> None:
     torch.save(
         {"state_dict": {f"module.{key}": one for key, one in peer.state_dict().items()}, "epoch": 3}, tmp_path / "x"
     )
-    ours = carry.bring(tmp_path / "x", "torchvision")
+    ours = incoming.bring(tmp_path / "x", "torchvision")
     assert any("state_dict is taken" in line for line in ours.said)
     model = ours.model.double()
     model.load_state_dict(dict(model.state_dict().items()))
-    exact = carry.fit(model.spec, peer.state_dict(), carry._by_name(model.spec, TORCHVISION), "peer")
+    exact = incoming.fit(model.spec, peer.state_dict(), incoming.by_name(model.spec, TORCHVISION), "peer")
     model.load_state_dict(exact)
-    out, _ = carry.take_out(model, "torchvision")
+    out, _ = outgoing.take_out(model, "torchvision")
     assert all(torch.equal(out[key], one) for key, one in peer.state_dict().items())
     assert_equal(model, peer, images(2, 64, 75))
 
@@ -124,11 +124,11 @@ def test_torchvision_computes_the_same(depth: int, tmp_path: Path) -> None:
     ],
 )
 def test_a_tensor_that_does_not_fit_is_named(change: Callable[[Any], Any], words: str, tmp_path: Path) -> None:
-    tensors, _ = carry.take_out(used(shallow(network("resnet18-original"))), "torchvision")
+    tensors, _ = outgoing.take_out(used(shallow(network("resnet18-original"))), "torchvision")
     change(tensors)
     torch.save(tensors or {"x.weight": torch.ones(1)}, tmp_path / "x.pth")
     with pytest.raises(UserError, match=words) as caught:
-        carry.bring(tmp_path / "x.pth", "torchvision")
+        incoming.bring(tmp_path / "x.pth", "torchvision")
     assert str(tmp_path) in str(caught.value)
 
 
@@ -149,7 +149,7 @@ def test_a_tensor_that_does_not_fit_is_named(change: Callable[[Any], Any], words
 )
 def test_what_a_format_cannot_express_is_refused_by_its_field(spec: NetSpec, target: str, field: str) -> None:
     with pytest.raises(UserError, match=f"{target} cannot express this network.*({field})"):
-        carry.take_out(build(spec, 0), target)
+        outgoing.take_out(build(spec, 0), target)
 
 
 # --- Keras' files -------------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def test_keras_files(spec: NetSpec, table: Table, kind: str, tmp_path: Path) -> 
         foreign_files.keras_h5(path, model, table)
     else:
         foreign_files.keras_3(path, model, table, named=kind == "keras")
-    brought = carry.bring(path, "keras")
+    brought = incoming.bring(path, "keras")
     assert not differences(brought.model.spec, spec)
     same(model, brought.model)
 
@@ -182,7 +182,7 @@ def test_a_link_in_a_keras_file_is_not_followed(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "x.h5", "a") as file:
         file["model_weights/elsewhere"] = h5py.ExternalLink("/etc/hosts", "/x")
     with pytest.raises(UserError, match="link to elsewhere"):
-        carry.bring(tmp_path / "x.h5", "keras")
+        incoming.bring(tmp_path / "x.h5", "keras")
 
 
 # --- Torch 7's files ----------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def test_torch_7_files(name: str, wrapped: bool, tmp_path: Path) -> None:
     spec = shallow(spec, 8 if spec.stem.pooled else 2)
     model = used(spec)
     (tmp_path / "x.t7").write_bytes(foreign_files.torch7(model, wrapped))
-    brought = carry.bring(tmp_path / "x.t7", "torch7")
+    brought = incoming.bring(tmp_path / "x.t7", "torch7")
     assert not differences(brought.model.spec, spec)
     same(model, brought.model)
 
@@ -218,7 +218,7 @@ def test_a_torch_7_file_may_hold_itself_and_ask_for_no_more_than_it_has(tmp_path
     path.write_bytes(bytes(writer.data))
     assert torch7.read(path).keys() == {"me"}
     with pytest.raises(UserError, match=r"no nn.Sequential"):
-        carry.bring(path, "torch7")
+        incoming.bring(path, "torch7")
     path.write_bytes(np.array([3, 1, 2**31 - 1], "<i4").tobytes())
     with pytest.raises(UserError, match="2,147,483,647 entries does not fit"):
         torch7.read(path)
@@ -230,7 +230,7 @@ def test_a_torch_7_file_may_hold_itself_and_ask_for_no_more_than_it_has(tmp_path
     for _ in range(40):
         tree = torch7.Thing("nn.Sequential", {"modules": {1: tree, 2: tree}})
     with pytest.raises(UserError, match="over 100,000"):
-        torch7.network_of(tree)
+        torch7_modules.network_of(tree)
 
 
 # --- hostile files ------------------------------------------------------------------------------------------------
@@ -248,14 +248,14 @@ def test_no_code_of_a_pickle_is_run(legacy: bool, tmp_path: Path, monkeypatch: p
     (tmp_path / "y.pth").write_bytes(pickle.dumps(Evil()))
     for name in ("x.pth", "y.pth"):
         with pytest.raises(UserError, match=r"no code of a file is run|no whole file"):
-            carry.bring(tmp_path / name, "torchvision")
+            incoming.bring(tmp_path / name, "torchvision")
     assert not (tmp_path / "evil").exists()
 
 
 def test_a_tensor_that_is_larger_than_its_file_is_refused(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.ones(1).expand(1 << 40)}, tmp_path / "x.pth")
     with pytest.raises(UserError, match="larger than the file"):
-        carry.bring(tmp_path / "x.pth", "torchvision")
+        incoming.bring(tmp_path / "x.pth", "torchvision")
 
 
 def mutations(data: bytes, count: int, seed: int) -> list[bytes]:
@@ -288,7 +288,7 @@ def small(source: str, tmp_path: Path) -> tuple[bytes, str]:
     elif source == "keras":
         foreign_files.keras_3(path, used(narrow(spec, 4)), table)
     else:
-        tensors, _ = carry.take_out(used(narrow(projected("resnet8-original"), 8)), "pytorchcv")
+        tensors, _ = outgoing.take_out(used(narrow(projected("resnet8-original"), 8)), "pytorchcv")
         from safetensors.torch import save_file
 
         save = torch.save if source == "pth" else save_file
@@ -307,7 +307,7 @@ def test_damaged_files_end_in_one_clear_error(source: str, tmp_path: Path) -> No
     for made in mutations(data, FUZZED, 1):
         path.write_bytes(made)
         try:
-            carry.bring(path, "torch7" if source == "torch7" else "pytorchcv")
+            incoming.bring(path, "torch7" if source == "torch7" else "pytorchcv")
         except UserError as error:
             refused.append(str(error))
     assert len(refused) > FUZZED / 4
@@ -373,7 +373,7 @@ def test_an_imported_network_answers_like_a_run(tmp_path: Path, capsys: pytest.C
     from PIL import Image
 
     model = used(projected("resnet8-original"))
-    torch.save(carry.take_out(model, "pytorchcv")[0], tmp_path / "x.pth")
+    torch.save(outgoing.take_out(model, "pytorchcv")[0], tmp_path / "x.pth")
     numbers = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.2010]}
     (tmp_path / "numbers.json").write_text(json.dumps(numbers))
     out = tmp_path / "net"
@@ -411,7 +411,7 @@ def test_a_run_goes_out_and_comes_back(
     command = ["export", str(tmp_path), "--to", target, "--out", str(tmp_path / file)]
     assert main(command) == 0
     assert file in capsys.readouterr().out
-    same(model, carry.bring(tmp_path / file, target).model)
+    same(model, incoming.bring(tmp_path / file, target).model)
     assert main(command) == 2
     assert "is there already" in capsys.readouterr().err
 
@@ -432,7 +432,7 @@ def test_a_run_goes_out_and_comes_back(
 def test_bad_input_is_one_error(
     options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    torch.save(carry.take_out(used(projected("resnet8-original")), "pytorchcv")[0], tmp_path / "x.pth")
+    torch.save(outgoing.take_out(used(projected("resnet8-original")), "pytorchcv")[0], tmp_path / "x.pth")
     assert main(["import", str(tmp_path / "x.pth"), *options, "--out", str(tmp_path / "net")]) == 2
     said = capsys.readouterr().err
     assert re.search(words, said), said
@@ -445,9 +445,9 @@ def test_our_own_names_need_no_metadata(tmp_path: Path) -> None:
 
     model = used(network("resnet20-preact"))
     save_file({key: one.contiguous() for key, one in model.state_dict().items()}, tmp_path / "x.safetensors")
-    same(model, carry.bring(tmp_path / "x.safetensors", "safetensors").model)
+    same(model, incoming.bring(tmp_path / "x.safetensors", "safetensors").model)
     (tmp_path / "spec.json").write_text(to_json(model.spec))
-    same(model, carry.bring(tmp_path / "x.safetensors", "safetensors", model.spec).model)
+    same(model, incoming.bring(tmp_path / "x.safetensors", "safetensors", model.spec).model)
 
 
 def test_tables_read_in_both_directions() -> None:

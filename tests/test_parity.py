@@ -11,7 +11,7 @@ import torch
 from test_peers import InPyTorch, apart, images, keras_cifar, randomise, sensible, turned
 from torch import Tensor, nn
 
-from preresnet.exchange import carry
+from preresnet.exchange import incoming, outgoing
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 PAGE = Path(__file__).parents[1] / "docs" / "guide" / "exchange.md"
@@ -47,7 +47,7 @@ def difference(library: str, name: str, folder: Path) -> tuple[float, float]:
     randomise(peer)
     path = folder / "peer.pth"
     torch.save(peer.state_dict(), path)
-    ours = carry.bring(path, library).model
+    ours = incoming.bring(path, library).model
     side = 32 if "cifar" in name else 224 if library == "pytorchcv" else 96
     x = images(2, side, side)
     with torch.no_grad():
@@ -92,7 +92,7 @@ def keras_difference(keras: Any, name: str, folder: Path) -> float:
     for file in ("x.h5", "x.keras", "x.weights.h5"):
         (model.save_weights if "weights" in file else model.save)(str(folder / file))
         with torch.no_grad():
-            found.append(apart(carry.bring(folder / file, "keras").model(x), peer(x)))
+            found.append(apart(incoming.bring(folder / file, "keras").model(x), peer(x)))
     return max(found)
 
 
@@ -120,7 +120,7 @@ class TestParity:
         keras = pytest.importorskip("keras")
         ours = build(peers.keras_resnet_v2(50), 0).eval()
         randomise(ours)
-        carry.write(tmp_path / "x.h5", ours, "keras")
+        outgoing.write(tmp_path / "x.h5", ours, "keras")
         model = keras.applications.ResNet50V2(weights=None, input_shape=(96, 96, 3), classifier_activation=None)
         model.load_weights(str(tmp_path / "x.h5"))
         x = images(2, 96, 96).float()

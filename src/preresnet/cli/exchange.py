@@ -40,11 +40,11 @@ class Import:
 
     def run(self) -> int:
         """Read, check, write and say."""
-        from preresnet.exchange import carry, preparation
+        from preresnet.exchange import incoming, preparation
 
         if self.out.exists():
             raise UserError(f"{self.out} is there already; give another --out")
-        brought = carry.bring(self.file, self.from_, _specification(self.spec))
+        brought = incoming.bring(self.file, self.from_, _specification(self.spec))
         prepared = preparation.prepared(brought, self.from_, self.data, self.normalise, self.classes)
         preparation.write(self.out, brought, prepared, command_line())
         for line in (*brought.said, *prepared.said):
@@ -69,14 +69,14 @@ class Export:
 
     def run(self) -> int:
         """Check, write and say."""
-        from preresnet.exchange import carry
+        from preresnet.exchange import outgoing
         from preresnet.model import weights
 
         if self.out.exists():
             raise UserError(f"{self.out} is there already; give another --out")
         model, _ = weights.load(self.run_or_weights)
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        title = carry.write(self.out, model, self.to)
+        title = outgoing.write(self.out, model, self.to)
         print(f"weights  {self.out}, of a {title}")
         return 0
 

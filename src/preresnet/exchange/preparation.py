@@ -13,7 +13,7 @@ import torch
 from preresnet import trained
 from preresnet.data import streaming
 from preresnet.data.augment import Normalisation
-from preresnet.exchange.carry import Brought
+from preresnet.exchange.incoming import Brought
 from preresnet.fields import read_json, with_fields
 from preresnet.model import weights
 from preresnet.recipe import DATA_SETS, DataSpec, ImagesInMemory, PaperPhotographs
@@ -46,7 +46,7 @@ def prepared(brought: Brought, source: str, name: str | None, normalise: str | N
 
     Args:
         brought: the network.
-        source: one of `preresnet.exchange.carry.FORMATS`.
+        source: one of `preresnet.exchange.incoming.FORMATS`.
         name: of a data set; None: as stem and number of classes say.
         normalise: ``per_pixel_mean``, ``channel_mean_std`` or the path of a JSON file; None: as the library does.
         classes: text file with a name a line; None: those of CIFAR, else the labels themselves.

@@ -1,29 +1,24 @@
-"""Weights of other libraries brought in, and ours taken out: every tensor is used once, or an error names it."""
+"""Networks of other libraries brought in: every tensor is used once, or an error names it."""
 
 import difflib
 import hashlib
-import pickle
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from preresnet.exchange import keras_files, torch7
+from preresnet.exchange import keras_files, torch7, torch7_modules, torch_files
 from preresnet.exchange.tables import LINEAR, TABLES, Table, differences, in_definition_order, infer
+from preresnet.exchange.torch_files import SHOWN, some
 from preresnet.model.network import Network, meta
 from preresnet.paper.networks import ORDERS, network, network_names
 from preresnet.spec import Dialect, NetSpec, StemSpec, UserError
-from preresnet.train import checkpoint
 
 COUNTER = "num_batches_tracked"
 FORMATS = (*TABLES, "torch7", "safetensors")
-WRAPPERS = ("state_dict", "model", "net", "model_state_dict", "weights")
-SHOWN = 3  # names in a message
 
 
 @dataclass(frozen=True)
@@ -60,9 +55,9 @@ def bring(path: Path, source: str, spec: NetSpec | None = None) -> Brought:
         raise UserError(f"no file {path}; give a file of weights")
     said: list[str] = []
     if source == "torch7":
-        found, arrays = _named(path, lambda: torch7.network_of(torch7.read(path)))
+        found, arrays = _named(path, lambda: torch7_modules.network_of(torch7.read(path)))
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        table, names = None, {layer: layer for layer in _layers(tensors)}
+        table, names = None, {layer: layer for layer in layers_of(tensors)}
         title = "a Torch 7 network"
     else:
         tensors, layers = _read(path, source, said)
@@ -105,65 +100,19 @@ def _read(path: Path, source: str, said: list[str]) -> tuple[dict[str, Tensor], 
     if source == "keras":
         arrays, layers = keras_files.read(path)
         return {name: torch.from_numpy(array) for name, array in arrays.items()}, layers
-    found = _safetensors(path) if path.suffix == ".safetensors" or source == "safetensors" else _pickled(path, said)
+    packed = path.suffix == ".safetensors" or source == "safetensors"
+    found = torch_files.read_safetensors(path) if packed else torch_files.read_pickled(path, said)
     for name, tensor in found.items():
         if tensor.numel() * tensor.element_size() > path.stat().st_size:  # a view of one number as if of many
             raise UserError(f"{path}: {name} of shape {tuple(tensor.shape)} is larger than the file; export it again")
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in found.items()}, {}
 
 
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        with safetensors.safe_open(path, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a whole .safetensors file ({error}); restore or export it again") from None
-
-
-def _pickled(path: Path, said: list[str]) -> dict[str, Tensor]:
-    """The tensors of a file of ``torch.save``; whatever else it would build is refused unseen."""
-    size = path.stat().st_size
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as opened:
-                if sum(info.file_size for info in opened.infolist()) > size:
-                    raise UserError("it is compressed, as torch.save does not do")
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except UserError as error:
-        raise UserError(f"{path}: {error}; export it again") from None
-    except pickle.UnpicklingError as error:
-        reason = "it holds code or objects beside its tensors" if "Unsupported" in str(error) else "it is damaged"
-        raise UserError(
-            f"{path} was not loaded: {reason}, and no code of a file is run; save model.state_dict() instead"
-        ) from None
-    except Exception as error:  # whatever a damaged file does to the reader
-        words = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is no whole file of torch.save ({words}); export it again") from None
-    while isinstance(content, Mapping) and not any(isinstance(one, Tensor) for one in content.values()):
-        inner = next((name for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
-        if inner is None:
-            raise UserError(f"{path} holds no tensors, but {_some(map(str, content))}; save model.state_dict()")
-        said.append(f"of {_some(map(str, content))} in the file, {inner} is taken")
-        content = content[inner]
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}; save model.state_dict()")
-    strange = [str(name) for name, one in content.items() if not (isinstance(name, str) and isinstance(one, Tensor))]
-    if strange:
-        raise UserError(f"{path} holds more than tensors: {_some(strange)}; save model.state_dict()")
-    if content and all(name.startswith("module.") for name in content):
-        return {name.removeprefix("module."): tensor for name, tensor in content.items()}
-    return dict(content)
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "") or "nothing"
-
-
 # --- recognising --------------------------------------------------------------------------------------------------
 
 
-def _layers(names: Iterable[str]) -> list[str]:
+def layers_of(names: Iterable[str]) -> list[str]:
+    """The layers that tensors are of, each once, in order."""
     return list(dict.fromkeys(name.rpartition(".")[0] for name in names))
 
 
@@ -182,7 +131,7 @@ def own_table(layers: Iterable[str]) -> Table:
 
 
 def _table(path: Path, source: str, tensors: Mapping[str, Tensor]) -> Table:
-    layers = _layers(tensors)
+    layers = layers_of(tensors)
     if source == "safetensors":
         return own_table(layers)
     tables = TABLES[source]
@@ -194,7 +143,7 @@ def _table(path: Path, source: str, tensors: Mapping[str, Tensor]) -> Table:
     if numbered and any(layer.startswith("conv2d") for layer in layers):
         return numbered[_version(tensors) - 1]
     raise UserError(
-        f"{path}: none of its layers ({_some(layers)}) is one of {' or '.join(one.title for one in tables)}; "
+        f"{path}: none of its layers ({some(layers)}) is one of {' or '.join(one.title for one in tables)}; "
         "give another --from"
     )
 
@@ -221,7 +170,7 @@ def _recognised(
             spec = infer({name: tuple(tensors[key].shape) for name, key in numbered.items()}, table)
         return _by_count(spec, tensors), _as_configured(spec, layers)
     if spec is not None:
-        return _by_name(spec, table), spec
+        return by_name(spec, table), spec
     shapes, strange = {}, []
     for name, tensor in tensors.items():
         layer, _, leaf = name.rpartition(".")
@@ -232,17 +181,22 @@ def _recognised(
         shape = tuple(tensor.shape)
         shapes[f"{ours}.{leaf}"] = shape[:2] if ours == LINEAR and shape[2:] == (1, 1) else shape
     if strange:
-        raise UserError(f"no layer of {table.title} is called {_some(strange)}; give another --from, or leave them out")
+        raise UserError(f"no layer of {table.title} is called {some(strange)}; give another --from, or leave them out")
     try:
         spec = infer(shapes, table)
     except UserError as error:
         raise UserError(f"its tensors make no {table.title}: {error}; give --spec if it is one") from None
-    return _by_name(spec, table), _as_configured(spec, layers)
+    return by_name(spec, table), _as_configured(spec, layers)
 
 
-def _by_name(spec: NetSpec, table: Table) -> dict[str, str]:
+def by_name(spec: NetSpec, table: Table) -> dict[str, str]:
+    """A table's name for each layer of a network.
+
+    Raises:
+        UserError: the table has no such layer.
+    """
     found = {}
-    for layer in _layers(meta(spec).state_dict()):
+    for layer in layers_of(meta(spec).state_dict()):
         theirs = table.theirs(layer)
         if theirs is None:
             raise UserError(f"{table.title} has no {layer}; give another --spec")
@@ -385,90 +339,3 @@ def fit(spec: NetSpec, tensors: Mapping[str, Tensor], names: Mapping[str, str], 
             "--from"
         )
     return found
-
-
-def _built(spec: NetSpec, table: Table) -> list[NetSpec]:
-    """The networks that a library builds with the same tensors."""
-    others: list[Literal["first", "spatial"]] = ["first", "spatial"] if table.unseen else []
-    return [spec, *(replace(spec, dialect=replace(spec.dialect, stride_position=other)) for other in others)]
-
-
-def take_out(model: Network, target: str) -> tuple[dict[str, Tensor], Table]:
-    """The tensors of a network by the names of another library, for PyTorch.
-
-    Args:
-        model: the network.
-        target: one of `TABLES`.
-
-    Raises:
-        UserError: the library has no such network; the fields that it cannot express are named.
-    """
-    state = model.state_dict()
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    tried: list[tuple[bool, int, Table, list[str]]] = []
-    for table in TABLES[target]:
-        if table.ordinal:
-            continue
-        strange = [layer for layer in _layers(state) if table.theirs(layer) is None]
-        built: list[NetSpec] = []
-        try:
-            built = [] if strange else _built(infer(shapes, table), table)
-        except UserError as error:
-            apart = [str(error)]
-        else:
-            apart = [f"there is no layer for {_some(strange)}"]
-        if built:
-            apart = min((differences(model.spec, one) for one in built), key=len)
-        if not apart:
-            names = _by_name(model.spec, table)
-            found = {}
-            for name, tensor in state.items():
-                layer, _, leaf = name.rpartition(".")
-                found[f"{names[layer]}.{leaf}"] = tensor
-            if table.title.startswith("resnetv2 of timm"):
-                found["head.fc.weight"] = found["head.fc.weight"][:, :, None, None]
-            return found, table
-        tried.append((not built, len(apart), table, apart))
-    _, _, table, apart = min(tried, key=lambda one: one[:2])
-    raise UserError(f"{target} cannot express this network; nearest is {table.title}, where {'; '.join(apart[:SHOWN])}")
-
-
-def write(path: Path, model: Network, target: str) -> str:
-    """Write a network's weights as another library loads them.
-
-    Args:
-        path: of the file: ``.safetensors``, ``.h5`` for Keras, else one of ``torch.save``.
-        model: the network.
-        target: one of `TABLES`.
-
-    Returns:
-        What its networks are called.
-
-    Raises:
-        UserError: as `take_out`; for Keras, another name than ``.h5``, or no h5py.
-    """
-    tensors, table = take_out(model, target)
-    if target == "keras":
-        if path.suffix != ".h5" or path.name.endswith(".weights.h5"):
-            raise UserError(f"{path}: Keras loads such weights from a name that ends in .h5 alone; give another --out")
-        arrays = {name: one.detach().float().numpy() for name, one in tensors.items() if not name.endswith(COUNTER)}
-        order = sorted(_layers(arrays), key=_keras_place)
-        by_layer = {name: arrays[name] for layer in order for name in arrays if name.rpartition(".")[0] == layer}
-        checkpoint.write_atomically(path, lambda partial: keras_files.write(partial, by_layer))
-    elif path.suffix == ".safetensors":
-        kept = {name: one.detach().contiguous() for name, one in tensors.items()}
-        checkpoint.write_atomically(path, lambda partial: safetensors.torch.save_file(kept, partial, {"format": "pt"}))
-    else:
-        kept = {name: one.detach().contiguous() for name, one in tensors.items()}
-        checkpoint.write_atomically(path, lambda partial: torch.save(kept, partial))
-    return table.title
-
-
-def _keras_place(layer: str) -> tuple[int, int, int]:
-    """Where a layer stands in ``model.layers``: by its distance from the output, so that a shortcut comes late."""
-    ends = {"conv1_conv": 0, "post_bn": 1000, "predictions": 1001}
-    if layer in ends:
-        return ends[layer], 0, 0
-    stage, unit, what = layer.removeprefix("conv").split("_", 2)
-    within = ("preact_bn", "1_conv", "1_bn", "2_conv", "2_bn", "0_conv", "3_conv").index(what)
-    return int(stage), int(unit.removeprefix("block")), within
