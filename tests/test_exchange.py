@@ -15,19 +15,20 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from test_peers import apart, assert_equal, images, narrow, randomise
 
 import preresnet
 from preresnet import trained
 from preresnet.cli import main
-from preresnet.data import augment, cifar
+from preresnet.data import augment, cifar, streaming
 from preresnet.exchange import incoming, keras_files, outgoing, preparation, torch7, torch7_modules
 from preresnet.exchange.tables import KERAS, PYTORCHCV, TABLES, TIMM, TORCHVISION, Table, differences
 from preresnet.model import weights
 from preresnet.model.network import Network, build
 from preresnet.paper import peers
 from preresnet.paper.networks import network
-from preresnet.recipe import ImagesInMemory
+from preresnet.recipe import ImagesInMemory, PaperPhotographs
 from preresnet.spec import NetSpec, UserError, to_json
 
 CV = {table.title: table for table in PYTORCHCV}
@@ -370,8 +371,6 @@ def test_sums_of_cifar_are_those_of_its_images(tmp_path: Path) -> None:
 
 
 def test_an_imported_network_answers_like_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from PIL import Image
-
     model = used(projected("resnet8-original"))
     torch.save(outgoing.take_out(model, "pytorchcv")[0], tmp_path / "x.pth")
     numbers = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.2010]}
@@ -414,6 +413,27 @@ def test_a_run_goes_out_and_comes_back(
     same(model, incoming.bring(tmp_path / file, target).model)
     assert main(command) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+def test_numbers_of_a_file(tmp_path: Path) -> None:
+    spec = network("resnet20-preact")
+    mean = torch.rand(32, 32, 3)
+    (tmp_path / "image.json").write_text(json.dumps({"mean": mean.permute(2, 0, 1).tolist(), "std": 0.5}))
+    np.save(tmp_path / "image.npy", mean.numpy())
+    for name, std in (("image.json", 0.5), ("image.npy", 1.0)):
+        found = preparation._from_file(tmp_path / name, spec)
+        torch.testing.assert_close(found.mean, mean)
+        assert found.std.tolist() == [std] * 3
+    for content, words in (
+        ({"mean": [125.3, 123.0, 113.9], "std": [1, 1, 1]}, "divided by 255"),
+        ({"mean": [0.5], "std": [0]}, "std above 0"),
+        ({"mean": [0.5, 0.5], "std": [1]}, "mean has 2 channels"),
+        ({"mean": "x", "std": [1]}, "must be numbers"),
+        ({"std": [1]}, "must hold"),
+    ):
+        (tmp_path / "bad.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=words):
+            preparation._from_file(tmp_path / "bad.json", spec)
 
 
 @pytest.mark.parametrize(
@@ -461,3 +481,46 @@ def test_tables_read_in_both_directions() -> None:
             if (theirs := table.theirs(name)) is not None:
                 assert table.ours(theirs) == name
         assert table.ours("nothing.at.all") is None
+
+
+@pytest.mark.parametrize("file", ["x.npy", "x.parquet"])
+def test_embeddings_of_a_folder(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = used(shallow(network("resnet18-original")))
+    data = PaperPhotographs(name="folder", image_size=48, test_crops=(48,), test_sides=(48,), shorter_side=(48, 64))
+    kept = trained.metadata(data, [str(label) for label in range(1000)], streaming.normalisation())
+    weights.save(tmp_path / "weights.safetensors", model, kept)
+    (tmp_path / "images").mkdir()
+    pixels = torch.randint(0, 256, (3, 48, 48, 3), dtype=torch.uint8)
+    for number, one in enumerate(pixels):
+        Image.fromarray(one.numpy()).save(tmp_path / "images" / f"{number}.png")
+    (tmp_path / "images" / "broken.png").write_bytes(b"x")
+    command = ["embed", str(tmp_path / "weights.safetensors"), str(tmp_path / "images"), "--out", str(tmp_path / file)]
+    assert main(command) == 2
+    said = capsys.readouterr()
+    assert "broken.png" in said.err
+    assert "3 images, 64 numbers each" in said.out
+    if file == "x.npy":
+        found, names = np.load(tmp_path / file), (tmp_path / "x.txt").read_text().splitlines()
+    else:
+        table = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / file)
+        found, names = np.array(table["embedding"].to_pylist()), table["image"].to_pylist()
+    order = [int(Path(name).stem) for name in names]
+    with torch.no_grad():
+        features = model.forward_features(streaming.normalisation()(pixels[order]).permute(0, 3, 1, 2))
+        np.testing.assert_allclose(found, features.mean((2, 3)).numpy(), rtol=1e-3, atol=1e-4)
+        assert torch.equal(model.pyramid(pixels.permute(0, 3, 1, 2) / 255)[-1].isfinite().all(), torch.tensor(True))
+    assert main(command) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["resnet20-preact", "resnet18-original"])
+def test_the_pyramid_has_a_map_for_each_stage(name: str) -> None:
+    model = used(narrow(network(name), 4))
+    x = torch.randn(2, 3, 64, 64)
+    taps, maps = model.taps(x), model.pyramid(x)
+    for number, (stage, found) in enumerate(zip(model.spec.stages, maps, strict=True)):
+        last = number == len(maps) - 1
+        expected = taps["head.norm"] if last else taps[f"stages.{number}.units.{stage.num_units - 1}"]
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match="input of shape"):
+        model.pyramid(x[0])

@@ -1,7 +1,7 @@
 """A trained network with all it needs to answer for images: its classes, and how its images were prepared."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -160,11 +160,54 @@ def predict(
         For each readable file ``{"image", "top": [{"class", "probability"}, ...]}``, likeliest first; and for each
         other file, what is wrong with it.
     """
+    device = _placed(trained, device)
+    answer = inference.answering(trained.model, devices.resolve(precision, device))
+    rows, broken = _of_files(trained, paths, device, answer)
+    return [{"image": str(path), "top": _top(one, trained.classes)} for path, one in rows], broken
+
+
+def embed(
+    trained: Trained, paths: Sequence[Path], device: torch.device | None = None
+) -> tuple[list[Path], torch.Tensor, dict[str, str]]:
+    """What the classifier of a network reads of image files: the mean of the last feature map, in float32.
+
+    Args:
+        trained: from `open_weights`.
+        paths: image files, prepared as for `predict`.
+        device: where to compute; None chooses.
+
+    Returns:
+        The files that could be read; (n, width of the last stage) float32, a row for each of them, on the CPU; and for
+        each other file, what is wrong with it.
+    """
+    device = _placed(trained, device)
+    model = trained.model
+
+    def features(x: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return model.forward_features(x).mean((2, 3)).float().cpu()
+
+    rows, broken = _of_files(trained, paths, device, features)
+    width = model.spec.stages[-1].width
+    found = torch.stack([row for _, row in rows]) if rows else torch.empty(0, width)
+    return [path for path, _ in rows], found, broken
+
+
+def _placed(trained: Trained, device: torch.device | None) -> torch.device:
     device = devices.choose("auto") if device is None else device
     devices.place(trained.model, device)
+    return device
+
+
+def _of_files(
+    trained: Trained,
+    paths: Sequence[Path],
+    device: torch.device,
+    compute: Callable[[torch.Tensor], torch.Tensor],
+) -> tuple[list[tuple[Path, torch.Tensor]], dict[str, str]]:
+    """What is computed of each readable file, a batch at a time; and what is wrong with each other one."""
     normalisation = trained.normalisation.to(device)
-    answer = inference.answering(trained.model, devices.resolve(precision, device))
-    answers: list[dict[str, Any]] = []
+    found: list[tuple[Path, torch.Tensor]] = []
     broken: dict[str, str] = {}
     for start in range(0, len(paths), PREDICT_BATCH):
         readable, pixels = [], []
@@ -175,10 +218,9 @@ def predict(
             except UserError as error:
                 broken[str(path)] = str(error)
         if readable:
-            output = answer(normalisation(torch.stack(pixels).to(device)).permute(0, 3, 1, 2))
-            for path, one in zip(readable, output, strict=True):
-                answers.append({"image": str(path), "top": _top(one, trained.classes)})
-    return answers, broken
+            output = compute(normalisation(torch.stack(pixels).to(device)).permute(0, 3, 1, 2))
+            found += zip(readable, output, strict=True)
+    return found, broken
 
 
 @dataclass(frozen=True)

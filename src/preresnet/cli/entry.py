@@ -28,6 +28,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Measure a trained network: errors by class, confusion matrix, calibration.",
     ),
     "predict": ("runs", "Predict", "Say what a trained network sees in images: the five likeliest classes of each."),
+    "embed": (
+        "runs",
+        "Embed",
+        "Write what a network sees in images as a row of numbers for each, ready for nearest neighbours.",
+    ),
     "explain": (
         "runs",
         "Explain",

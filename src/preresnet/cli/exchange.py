@@ -33,8 +33,8 @@ class Import:
     """What it was trained on; by default imagenet, cifar10 or cifar100, as its stem and number of classes say."""
     normalise: Annotated[str | None, arg(metavar="per_pixel_mean|channel_mean_std|FILE")] = None
     """How its images were prepared: with the statistics of all training images of CIFAR, or as FILE says: JSON with
-    "mean" and "std" of pixels between 0 and 1, a number a channel or for every pixel. By default as its library
-    does."""
+    "mean" and "std" of pixels between 0 and 1, a number a channel or for every pixel; or a mean image as .npy. By
+    default as its library does."""
     classes: Path | None = None
     """Text file with the name of each class in a line, in the order of labels."""
 

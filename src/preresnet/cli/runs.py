@@ -248,6 +248,39 @@ class Predict:
 
 
 @dataclass(frozen=True)
+class Embed:
+    """Write what a network sees in images as a row of numbers for each, ready for nearest neighbours."""
+
+    run_or_weights: Annotated[Positional[Path], arg(metavar="RUN|WEIGHTS")]
+    """A run folder or a .safetensors file."""
+    images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE|FOLDER...")]
+    """Image files of any common format, and folders of which all images are meant, also in folders below."""
+    out: Path
+    """New file: .npy, with the images' paths in order in a .txt beside it; or .parquet with the columns image and
+    embedding (pip install 'preresnet[parquet]')."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    def run(self) -> int:
+        """Compute and write; the exit code is 2 if an image could not be read."""
+        from preresnet import device as devices
+        from preresnet import trained
+        from preresnet.exchange import embeddings
+
+        embeddings.check(self.out)
+        found = trained.open_weights(self.run_or_weights)
+        paths, broken = _image_files(self.images)
+        readable, rows, unreadable = trained.embed(found, paths, devices.choose(self.device))
+        broken |= unreadable
+        if readable:
+            for file in embeddings.write(self.out, readable, rows):
+                print(f"written  {file}: {len(readable):,} images, {rows.shape[1]} numbers each")
+        for message in broken.values():
+            print(f"error: {message}", file=sys.stderr)
+        return 2 if broken else 0
+
+
+@dataclass(frozen=True)
 class Explain:
     """Draw where in images a network's answers come from: class activation maps."""
 

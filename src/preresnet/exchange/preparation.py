@@ -48,7 +48,8 @@ def prepared(brought: Brought, source: str, name: str | None, normalise: str | N
         brought: the network.
         source: one of `preresnet.exchange.incoming.FORMATS`.
         name: of a data set; None: as stem and number of classes say.
-        normalise: ``per_pixel_mean``, ``channel_mean_std`` or the path of a JSON file; None: as the library does.
+        normalise: ``per_pixel_mean``, ``channel_mean_std`` or the path of a file, JSON or ``.npy``; None: as the
+            library does.
         classes: text file with a name a line; None: those of CIFAR, else the labels themselves.
 
     Raises:
@@ -130,7 +131,10 @@ def _statistics(name: str, kind: str) -> Normalisation:
 
 
 def _from_file(path: Path, spec: NetSpec) -> Normalisation:
-    content = read_json(path, "the file of --normalise")
+    if path.suffix == ".npy":
+        content: Any = {"mean": _array(path).tolist(), "std": [1.0]}
+    else:
+        content = read_json(path, "the file of --normalise")
     if not isinstance(content, dict) or not {"mean", "std"} <= content.keys():
         raise UserError(f'{path} must hold {{"mean": ..., "std": ...}} of pixels between 0 and 1')
     try:
@@ -150,6 +154,14 @@ def _from_file(path: Path, spec: NetSpec) -> Normalisation:
     if float(mean.abs().max()) > 2:
         raise UserError(f"{path}: a mean of {float(mean.max()):g}; give it for pixels between 0 and 1, divided by 255")
     return Normalisation(mean.expand(*mean.shape[:2], channels).contiguous(), std.expand(channels).contiguous())
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the mean image {path}: {error}") from None
+    return np.asarray(found, dtype=np.float32)
 
 
 def _classes(name: str, count: int, path: Path | None) -> tuple[str, ...]:

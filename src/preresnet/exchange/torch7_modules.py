@@ -312,16 +312,19 @@ def _check(spec: NetSpec, units: list[Unit]) -> None:
         order = spec.unit.order
         if {*unit.patterns[1:-1]} - {order.between} or unit.patterns[-1] != order.end or unit.after != order.after_add:
             raise UserError(f"unit {number} has its norms and ReLUs in another order than the others")
-        names = [_name(one) for one in unit.shortcut]
+        names = [_name(one) for one in unit.shortcut if _name(one) not in (*NORMS, "Identity")]
         changes = shape.in_width != shape.width or shape.stride != 1
         projected = spec.dialect.dimension_change == "projection" and shape.in_width != shape.width
-        wanted = (
-            ["SpatialConvolution"] if projected else ["SpatialAveragePooling", "Concat"] if changes else ["Identity"]
-        )
-        if [name for name in names if name not in NORMS] != wanted:
-            raise UserError(f"unit {number} has {', '.join(names)} as its shortcut; it must be {', '.join(wanted)}")
+        pooled = [["SpatialAveragePooling", "Concat"], ["SpatialAveragePooling", "Padding"]]
+        wanted = [["SpatialConvolution"]] if projected else pooled if changes else [[]]
+        if names not in wanted:
+            raise UserError(f"unit {number} has {_words(names)} as its shortcut; it must be {_words(wanted[0])}")
         if projected and _number(_convs(unit.shortcut)[0], "dW") != shape.stride:
             raise UserError(f"unit {number}: its shortcut does not stride as its residual branch does")
+
+
+def _words(names: list[str]) -> str:
+    return ", ".join(names) or "nothing but an nn.Identity"
 
 
 def _tensors(spec: NetSpec, before: list[Thing], units: list[Unit], after: list[Thing]) -> dict[str, np.ndarray]:

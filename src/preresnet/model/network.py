@@ -152,14 +152,38 @@ class Network(nn.Module):
         Raises:
             ValueError: as `forward`.
         """
+        self._check(x)
+        x = self.stem(x)
+        x, moments = (self.stages(x), None) if is_hooked(self.stages) else in_order(self.stages, x, None)
+        return preactivation.apply(self.head.norm, x, moments)
+
+    def pyramid(self, x: Tensor) -> list[Tensor]:
+        """The feature map of each stage, from large to small, as a detector or a segmenter reads them.
+
+        The last is `forward_features`. The others are the sums that leave a stage, which the next one activates.
+
+        Args:
+            x: (n, in_channels, h, w).
+
+        Returns:
+            For stage s (n, its width, h / r, w / r), r the product of the strides up to it.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        self._check(x)
+        x, found = self.stem(x), list[Tensor]()
+        for stage in self.stages:
+            x = stage(x)
+            found.append(x)
+        return [*found[:-1], preactivation.apply(self.head.norm, x, None)]
+
+    def _check(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.spec.in_channels:
             raise UserError(
                 f"input of shape {tuple(x.shape)}; this network takes (n, {self.spec.in_channels}, h, w). "
                 "For another number of channels build it with in_channels=..."
             )
-        x = self.stem(x)
-        x, moments = (self.stages(x), None) if is_hooked(self.stages) else in_order(self.stages, x, None)
-        return preactivation.apply(self.head.norm, x, moments)
 
     def taps(self, x: Tensor) -> dict[str, Tensor]:
         """Every intermediate of one forward pass that the paper's equations name, in the order of execution.
