@@ -293,7 +293,7 @@ def test_processes_that_differ_do_not_begin(tmp_path: Path) -> None:
         for rank in range(2)
     ]
     for code, _, said in ended(begun, 60):
-        assert code == 2
+        assert code == 2, said
         assert said.count("differ in seed: 0 in rank 0, 1 in rank 1") == 1
         assert "Traceback" not in said
     assert not (tmp_path / "run").exists()
@@ -344,7 +344,7 @@ def test_a_port_that_a_stranger_has_is_no_meeting_place(tmp_path: Path) -> None:
         stranger.listen()
         found = ended(start(2, *command, MASTER_PORT=str(stranger.getsockname()[1])), 90)
     for code, _, said in found:
-        assert code == 2
+        assert code == 2, said
         assert said.count("error: the processes of this run did not find each other") == 1
         assert "Traceback" not in said
     assert "address already in use" in found[0][2]
