@@ -23,7 +23,8 @@ from preresnet import trained
 from preresnet.cli import main
 from preresnet.data import augment, cifar, streaming
 from preresnet.exchange import incoming, keras_files, outgoing, preparation, torch7, torch7_modules
-from preresnet.exchange.tables import KERAS, PYTORCHCV, TABLES, TIMM, TORCHVISION, Table, differences
+from preresnet.exchange.shapes import differences
+from preresnet.exchange.tables import KERAS, PYTORCHCV, TABLES, TIMM, TORCHVISION, Table
 from preresnet.model import weights
 from preresnet.model.network import Network, build
 from preresnet.paper import peers
@@ -415,6 +416,18 @@ def test_a_run_goes_out_and_comes_back(
     assert "is there already" in capsys.readouterr().err
 
 
+def test_a_network_by_name_has_the_classes_of_the_file(tmp_path: Path) -> None:
+    model = used(replace(network("resnet18-original"), num_classes=7))
+    outgoing.write(tmp_path / "x.pth", model, "torchvision")
+    same(model, incoming.bring(tmp_path / "x.pth", "torchvision", "resnet18-original").model)
+    (tmp_path / "x.t7").write_bytes(foreign_files.torch7(model))
+    same(model, incoming.bring(tmp_path / "x.t7", "torch7", "resnet18-original").model)
+    spec, table = KERAS_SPECS[0]
+    foreign_files.keras_h5(tmp_path / "x.h5", used(spec), table)
+    with pytest.raises(UserError, match=r"norms have epsilon .*--spec has norm_eps=1e-05"):
+        incoming.bring(tmp_path / "x.h5", "keras", replace(spec, dialect=replace(spec.dialect, norm_eps=1e-5)))
+
+
 def test_numbers_of_a_file(tmp_path: Path) -> None:
     spec = network("resnet20-preact")
     mean = torch.rand(32, 32, 3)
@@ -445,6 +458,7 @@ def test_numbers_of_a_file(tmp_path: Path) -> None:
         (["--from", "pytorchcv", "--spec", "resnet20-original"], "does not fit|has no"),
         (["--from", "pytorchcv", "--spec", "resnet8"], "no network 'resnet8'"),
         (["--from", "torch7"], "no whole .t7 file"),
+        (["--from", "torch7", "--spec", "nonsense"], "no network 'nonsense'"),
         (["--from", "keras"], "no whole Keras file"),
         (["--from", "safetensors"], "not a whole .safetensors file"),
     ],

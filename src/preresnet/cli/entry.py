@@ -27,14 +27,14 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Evaluate",
         "Measure a trained network: errors by class, confusion matrix, calibration.",
     ),
-    "predict": ("runs", "Predict", "Say what a trained network sees in images: the five likeliest classes of each."),
+    "predict": ("answers", "Predict", "Say what a trained network sees in images: the five likeliest classes of each."),
     "embed": (
-        "runs",
+        "answers",
         "Embed",
         "Write what a network sees in images as a row of numbers for each, ready for nearest neighbours.",
     ),
     "explain": (
-        "runs",
+        "answers",
         "Explain",
         "Draw where in images a network's answers come from: class activation maps.",
     ),

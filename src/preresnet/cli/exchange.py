@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 from preresnet.cli.options import command_line, is_file, note, shown
 from preresnet.fields import UserError
 from preresnet.paper.networks import network
-from preresnet.recipe import DataName
+from preresnet.recipe import DataName, ImagesInMemory
 from preresnet.spec import NetSpec
 
 
@@ -51,8 +51,8 @@ class Import:
             note(line)
         print(f"tensors  {brought.num_tensors:,}, each used once")
         print(f"network  {self.out}")
-        more = ("--data-root", "ROOT")
-        print(f"next     {shown('evaluate', self.out, *more)}")
+        if isinstance(prepared.data, ImagesInMemory):  # of photographs, nobody has said where they are
+            print(f"next     {shown('evaluate', self.out)}")
         return 0
 
 
@@ -81,11 +81,11 @@ class Export:
         return 0
 
 
-def _specification(name: str | None) -> NetSpec | None:
-    if name is None:
-        return None
-    if is_file(name):
+def _specification(name: str | None) -> NetSpec | str | None:
+    if name is not None and is_file(name):
         from preresnet.train.folder import read_network
 
         return read_network(Path(name))
-    return network(name)
+    if name is not None:
+        network(name)  # said before the file is read
+    return name

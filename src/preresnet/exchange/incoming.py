@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from preresnet.exchange import keras_files, torch7, torch7_modules, torch_files
-from preresnet.exchange.tables import LINEAR, TABLES, Table, differences, in_definition_order, infer
+from preresnet.exchange.shapes import differences, infer
+from preresnet.exchange.tables import LINEAR, TABLES, Table
 from preresnet.exchange.torch_files import SHOWN, some
 from preresnet.model.network import Network, meta
 from preresnet.paper.networks import ORDERS, network, network_names
@@ -40,13 +41,13 @@ class Brought:
     num_tensors: int
 
 
-def bring(path: Path, source: str, spec: NetSpec | None = None) -> Brought:
+def bring(path: Path, source: str, given: NetSpec | str | None = None) -> Brought:
     """Read a network.
 
     Args:
         path: of the file.
         source: one of `FORMATS`.
-        spec: the network; None: as its tensors say.
+        given: the network, or the name of one, with as many classes as the file has; None: as its tensors say.
 
     Raises:
         UserError: no whole file of that format, or tensors that are missing, left over or of another shape.
@@ -57,18 +58,20 @@ def bring(path: Path, source: str, spec: NetSpec | None = None) -> Brought:
     if source == "torch7":
         found, arrays = _named(path, lambda: torch7_modules.network_of(torch7.read(path)))
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        table, names = None, {layer: layer for layer in layers_of(tensors)}
-        title = "a Torch 7 network"
+        names, title = {layer: layer for layer in layers_of(tensors)}, "a Torch 7 network"
+        spec = _specified(given, tensors, LINEAR, "stem.conv")
+        if spec is not None and (apart := differences(spec, found)):
+            raise UserError(f"{path} holds another network than --spec: {'; '.join(apart[:SHOWN])}")
+        found = spec or found
     else:
         tensors, layers = _read(path, source, said)
         table = _table(path, source, tensors)
         title = table.title
+        ends = (_of_kind(tensors, 2)[-1:], _of_kind(tensors, 4)[:1]) if table.ordinal else None
+        linear, stem = (one[0] if one else "" for one in ends) if ends else map(table.theirs, (LINEAR, "stem.conv"))
+        spec = _specified(given, tensors, linear or "", stem or "")
         names, found = _named(path, lambda: _recognised(tensors, layers, table, spec))
         said += _assumed(found, table) if spec is None else []
-    if spec is not None:
-        if table is None and (apart := differences(spec, found)):
-            raise UserError(f"{path} holds another network than --spec: {'; '.join(apart[:SHOWN])}")
-        found = spec
     state = fit(found, tensors, names, str(path))
     for name, tensor in state.items():
         if not tensor.isfinite().all():
@@ -82,6 +85,15 @@ def bring(path: Path, source: str, spec: NetSpec | None = None) -> Brought:
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Brought(model, title, tuple(said), digest, len(tensors))
+
+
+def _specified(given: NetSpec | str | None, tensors: Mapping[str, Tensor], linear: str, stem: str) -> NetSpec | None:
+    """The network that was asked for; of one by name, classes and channels are as many as the tensors have."""
+    if not isinstance(given, str):
+        return given
+    last, first = tensors.get(f"{linear}.weight"), tensors.get(f"{stem}.weight")
+    channels = first.shape[1] if first is not None and first.ndim == 4 else 3
+    return network(given, num_classes=None if last is None or not last.ndim else last.shape[0], in_channels=channels)
 
 
 def _named(path: Path, do: Any) -> Any:
@@ -155,9 +167,19 @@ def _version(tensors: Mapping[str, Tensor]) -> int:
 
 def _of_kind(tensors: Mapping[str, Tensor], ndim: int) -> list[str]:
     """Numbered layers whose weights have so many dimensions, in the order of definition."""
-    return in_definition_order(
+    return _in_definition_order(
         name.removesuffix(".weight") for name, one in tensors.items() if name.endswith(".weight") and one.ndim == ndim
     )
+
+
+def _in_definition_order(names: Iterable[str]) -> list[str]:
+    """Names of layers with the numbers that Keras gives them, in that order: ``conv2d``, ``conv2d_1``, ..."""
+
+    def key(name: str) -> tuple[str, int]:
+        head, _, tail = name.rpartition("_")
+        return (head, int(tail)) if head and tail.isdigit() else (name, 0)
+
+    return sorted(names, key=key)
 
 
 def _recognised(
@@ -166,11 +188,10 @@ def _recognised(
     """Their layer for each of ours, and the network."""
     if table.ordinal:
         numbered = _numbered(tensors)
-        if spec is None:
-            spec = infer({name: tuple(tensors[key].shape) for name, key in numbered.items()}, table)
-        return _by_count(spec, tensors), _as_configured(spec, layers)
+        found = spec or infer({name: tuple(tensors[key].shape) for name, key in numbered.items()}, table)
+        return _by_count(found, tensors), _as_configured(found, layers, spec)
     if spec is not None:
-        return by_name(spec, table), spec
+        return by_name(spec, table), _as_configured(spec, layers, spec)
     shapes, strange = {}, []
     for name, tensor in tensors.items():
         layer, _, leaf = name.rpartition(".")
@@ -183,10 +204,10 @@ def _recognised(
     if strange:
         raise UserError(f"no layer of {table.title} is called {some(strange)}; give another --from, or leave them out")
     try:
-        spec = infer(shapes, table)
+        found = infer(shapes, table)
     except UserError as error:
         raise UserError(f"its tensors make no {table.title}: {error}; give --spec if it is one") from None
-    return by_name(spec, table), _as_configured(spec, layers)
+    return by_name(found, table), _as_configured(found, layers, None)
 
 
 def by_name(spec: NetSpec, table: Table) -> dict[str, str]:
@@ -252,12 +273,15 @@ def _is(module: nn.Module, kind: type) -> bool:
     return isinstance(module, kind)
 
 
-def _as_configured(spec: NetSpec, layers: Mapping[str, Any]) -> NetSpec:
-    """With the number that a file's configuration adds to variances."""
+def _as_configured(spec: NetSpec, layers: Mapping[str, Any], given: NetSpec | None) -> NetSpec:
+    """With the number that a file's configuration adds to variances, which one that was given must have."""
     found = {said["epsilon"] for said in layers.values() if isinstance(said.get("epsilon"), float)}
     if len(found) > 1:
         raise UserError(f"its norms have epsilon {sorted(found)}; it must be the same everywhere")
-    return replace(spec, dialect=replace(spec.dialect, norm_eps=found.pop())) if found else spec
+    eps = found.pop() if found else spec.dialect.norm_eps
+    if given is not None and eps != given.dialect.norm_eps:
+        raise UserError(f"its norms have epsilon {eps:g}, and --spec has norm_eps={given.dialect.norm_eps:g}")
+    return replace(spec, dialect=replace(spec.dialect, norm_eps=eps))
 
 
 def _assumed(spec: NetSpec, table: Table) -> list[str]:

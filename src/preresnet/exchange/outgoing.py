@@ -10,17 +10,12 @@ from torch import Tensor
 
 from preresnet.exchange import keras_files
 from preresnet.exchange.incoming import COUNTER, by_name, layers_of
-from preresnet.exchange.tables import TABLES, Table, differences, infer
+from preresnet.exchange.shapes import Shapes, differences, infer
+from preresnet.exchange.tables import LINEAR, TABLES, Table
 from preresnet.exchange.torch_files import SHOWN, some
 from preresnet.model.network import Network
 from preresnet.spec import NetSpec, UserError
 from preresnet.train import checkpoint
-
-
-def _built(spec: NetSpec, table: Table) -> list[NetSpec]:
-    """The networks that a library builds with the same tensors."""
-    others: list[Literal["first", "spatial"]] = ["first", "spatial"] if table.unseen else []
-    return [spec, *(replace(spec, dialect=replace(spec.dialect, stride_position=other)) for other in others)]
 
 
 def take_out(model: Network, target: str) -> tuple[dict[str, Tensor], Table]:
@@ -39,28 +34,37 @@ def take_out(model: Network, target: str) -> tuple[dict[str, Tensor], Table]:
     for table in TABLES[target]:
         if table.ordinal:
             continue
-        strange = [layer for layer in layers_of(state) if table.theirs(layer) is None]
-        built: list[NetSpec] = []
-        try:
-            built = [] if strange else _built(infer(shapes, table), table)
-        except UserError as error:
-            apart = [str(error)]
-        else:
-            apart = [f"there is no layer for {some(strange)}"]
-        if built:
-            apart = min((differences(model.spec, one) for one in built), key=len)
+        is_built, apart = _apart(model.spec, shapes, table)
         if not apart:
             names = by_name(model.spec, table)
             found = {}
             for name, tensor in state.items():
                 layer, _, leaf = name.rpartition(".")
                 found[f"{names[layer]}.{leaf}"] = tensor
-            if table.title.startswith("resnetv2 of timm"):
-                found["head.fc.weight"] = found["head.fc.weight"][:, :, None, None]
+            if table.linear_is_conv:
+                weight = f"{names[LINEAR]}.weight"
+                found[weight] = found[weight][:, :, None, None]
             return found, table
-        tried.append((not built, len(apart), table, apart))
+        tried.append((not is_built, len(apart), table, apart))
     _, _, table, apart = min(tried, key=lambda one: one[:2])
     raise UserError(f"{target} cannot express this network; nearest is {table.title}, where {'; '.join(apart[:SHOWN])}")
+
+
+def _apart(spec: NetSpec, shapes: Shapes, table: Table) -> tuple[bool, list[str]]:
+    """Whether a library has networks with such tensors, and in what the nearest of them differs."""
+    if strange := [layer for layer in layers_of(shapes) if table.theirs(layer) is None]:
+        return False, [f"there is no layer for {some(strange)}"]
+    try:
+        built = _built(infer(shapes, table), table)
+    except UserError as error:
+        return False, [str(error)]
+    return True, min((differences(spec, one) for one in built), key=len)
+
+
+def _built(spec: NetSpec, table: Table) -> list[NetSpec]:
+    """The networks that a library builds with the same tensors."""
+    others: list[Literal["first", "spatial"]] = ["first", "spatial"] if table.unseen else []
+    return [spec, *(replace(spec, dialect=replace(spec.dialect, stride_position=other)) for other in others)]
 
 
 def write(path: Path, model: Network, target: str) -> str:
@@ -85,11 +89,11 @@ def write(path: Path, model: Network, target: str) -> str:
         order = sorted(layers_of(arrays), key=_keras_place)
         by_layer = {name: arrays[name] for layer in order for name in arrays if name.rpartition(".")[0] == layer}
         checkpoint.write_atomically(path, lambda partial: keras_files.write(partial, by_layer))
-    elif path.suffix == ".safetensors":
-        kept = {name: one.detach().contiguous() for name, one in tensors.items()}
+        return table.title
+    kept = {name: one.detach().contiguous() for name, one in tensors.items()}
+    if path.suffix == ".safetensors":
         checkpoint.write_atomically(path, lambda partial: safetensors.torch.save_file(kept, partial, {"format": "pt"}))
     else:
-        kept = {name: one.detach().contiguous() for name, one in tensors.items()}
         checkpoint.write_atomically(path, lambda partial: torch.save(kept, partial))
     return table.title
 

@@ -16,7 +16,7 @@ from preresnet.data.augment import Normalisation
 from preresnet.exchange.incoming import Brought
 from preresnet.fields import read_json, with_fields
 from preresnet.model import weights
-from preresnet.recipe import DATA_SETS, DataSpec, ImagesInMemory, PaperPhotographs
+from preresnet.recipe import DATA_SETS, PHOTOGRAPHS, DataSpec, ImagesInMemory, PaperPhotographs, Photographs
 from preresnet.spec import NetSpec, UserError
 
 IMPORT_FILE = "import.json"
@@ -78,9 +78,8 @@ def prepared(brought: Brought, source: str, name: str | None, normalise: str | N
         data: Any = with_fields(ImagesInMemory(name=name), normalise=kind or "channel_mean_std")
         numbers = _statistics(name, kind) if kind else _from_file(Path(str(normalise)), spec)
     else:
-        data = PaperPhotographs(
-            name="imagenet" if name == "imagenet" else "folder", test_crops=(224,), test_sides=(256,)
-        )
+        crops: Any = {"image_size": 224, "test_crops": (224,), "test_sides": (256,)}
+        data = Photographs(name="images", **crops) if name == PHOTOGRAPHS else PaperPhotographs(name=name, **crops)
         if normalise in ("per_pixel_mean", "channel_mean_std"):
             raise UserError(
                 f"--normalise {normalise} is for CIFAR; for photographs give a JSON file with mean and std, or leave "

@@ -39,6 +39,9 @@ def read_pickled(path: Path, said: list[str]) -> dict[str, Tensor]:
         UserError: it is no whole one, or holds more than tensors.
     """
     size = path.stat().st_size
+    with open(path, "rb") as file:
+        if file.read(1) not in (b"P", b"\x80"):  # of a zip archive, and of a pickle
+            raise UserError(f"{path} is no file of torch.save; give one of model.state_dict(), or another --from")
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as opened:
