@@ -1,5 +1,6 @@
 """Networks of other libraries, brought in and taken out: the same outputs, and every tensor used exactly once."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -538,3 +539,78 @@ def test_the_pyramid_has_a_map_for_each_stage(name: str) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(UserError, match="input of shape"):
         model.pyramid(x[0])
+
+
+PACKAGED = "cifar10/resnet20-preact"
+
+
+def test_the_network_that_comes_with_the_package_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    Image.fromarray(generator.integers(0, 255, (50, 70, 3), np.uint8)).save("photo.png")
+    assert main(["predict", PACKAGED, "photo.png", "--json"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)["images"]
+    assert len(answer["top"]) == 5
+    assert {one["class"] for one in answer["top"]} <= set(trained.open_weights(Path(PACKAGED)).classes)
+    model = preresnet.load(PACKAGED)
+    assert model.spec == network("resnet20-preact")
+    assert all(tensor.dtype == torch.float32 for tensor in model.parameters())
+
+
+def test_what_comes_with_the_package_is_small_and_says_how_it_was_trained() -> None:
+    assert PACKAGED in weights.packaged()
+    for name in weights.packaged():
+        _, kept = weights.load(Path(name))
+        record = json.loads(kept["record"])
+        assert record["name"] == name
+        assert record["split"] == "test"
+        assert record["steps"] == preresnet.recipe(name).schedule.steps
+        file = Path(weights.__file__).parent / weights.PACKAGED / f"{name.replace('/', '--')}.safetensors"
+        assert file.stat().st_size <= 2_000_000
+        evidence = json.loads(
+            (Path(__file__).parents[1] / "records/packaged" / f"{name.replace('/', '-')}.json").read_text()
+        )
+        assert evidence["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+        assert evidence["error_pct"] == record["error_pct"]
+
+
+def test_what_lies_at_a_path_comes_before_what_is_packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / PACKAGED).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"no weights\.safetensors in cifar10"):
+        preresnet.load(PACKAGED)
+    with pytest.raises(UserError, match=f"comes with this program: {PACKAGED}"):
+        preresnet.load("cifar10/resnet20")
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "float16", None])
+def test_a_file_by_our_own_names(stored: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = build(network("resnet8-preact"), 0).eval()
+    randomise(model)
+    kept = trained.metadata(ImagesInMemory(name="cifar10"), "abcdefghij", streaming.normalisation())
+    weights.save(tmp_path / "weights.safetensors", model, kept)
+    option = [] if stored is None else ["--stored", stored]
+    out = tmp_path / "new" / "small.safetensors"
+    assert main(["export", str(tmp_path), "--to", "safetensors", "--out", str(out), *option]) == 0
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected, found = model(x), preresnet.load(out)(x)
+    limit = {"bfloat16": 3e-2, "float16": 4e-3, None: 0.0}[stored]
+    assert float((found - expected).abs().max() / expected.abs().max()) <= limit
+    assert trained.open_weights(out).classes == tuple("abcdefghij")
+    sizes = [file.stat().st_size for file in (out, tmp_path / "weights.safetensors")]
+    assert (sizes[0] < 0.6 * sizes[1]) == (stored is not None)
+    capsys.readouterr()
+    assert main(["export", str(tmp_path), "--to", "safetensors", "--out", str(out), *option]) == 2  # it is there
+    assert main(["export", str(tmp_path), "--to", "safetensors", "--out", str(tmp_path / "a.pth")]) == 2
+    assert main(["export", str(tmp_path), "--to", "timm", "--out", str(tmp_path / "b.pth"), "--stored", "float16"]) == 2
+    assert not (tmp_path / "a.pth").exists()
+    assert not (tmp_path / "b.pth").exists()
+
+
+def test_a_file_says_which_run_it_comes_from(tmp_path: Path) -> None:
+    assert outgoing.record_of(tmp_path) == {}
+    (tmp_path / "result.json").write_text(json.dumps({"name": "a", "error_pct": 1.5, "network": {}}))
+    assert json.loads(outgoing.record_of(tmp_path)["record"]) == {"name": "a", "error_pct": 1.5}

@@ -70,7 +70,8 @@ def load(path: str | Path) -> "Network":
     """A trained network.
 
     Args:
-        path: a run folder, or a ``.safetensors`` file that this package wrote.
+        path: a run folder, a ``.safetensors`` file that this package wrote, or the name of a network that comes with
+            it: ``cifar10/resnet20-preact``.
 
     Returns:
         The network in evaluation mode, on the CPU.

@@ -18,7 +18,7 @@ class Predict:
     """Say what a trained network sees in images: the five likeliest classes of each."""
 
     run_or_weights: Annotated[Positional[Path], arg(metavar="RUN|WEIGHTS")]
-    """A run folder or a .safetensors file."""
+    """A run folder, a .safetensors file, or a network that comes with this program: cifar10/resnet20-preact."""
     images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE|FOLDER...")]
     """Image files of any common format, and folders of which all images are meant, also in folders below."""
     device: str = "auto"
@@ -51,7 +51,7 @@ class Embed:
     """Write what a network sees in images as a row of numbers for each, ready for nearest neighbours."""
 
     run_or_weights: Annotated[Positional[Path], arg(metavar="RUN|WEIGHTS")]
-    """A run folder or a .safetensors file."""
+    """A run folder, a .safetensors file, or a network that comes with this program: cifar10/resnet20-preact."""
     images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE|FOLDER...")]
     """Image files of any common format, and folders of which all images are meant, also in folders below."""
     out: Path
@@ -84,7 +84,7 @@ class Explain:
     """Draw where in images a network's answers come from: class activation maps."""
 
     run_or_weights: Annotated[Positional[Path], arg(metavar="RUN|WEIGHTS")]
-    """A run folder or a .safetensors file."""
+    """A run folder, a .safetensors file, or a network that comes with this program: cifar10/resnet20-preact."""
     images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE|FOLDER...")]
     """Image files of any common format, and folders of which all images are meant, also in folders below."""
     out: Path

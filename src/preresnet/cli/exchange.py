@@ -61,11 +61,15 @@ class Export:
     """Take a network out: its weights as another library loads them."""
 
     run_or_weights: Annotated[Positional[Path], arg(metavar="RUN|WEIGHTS")]
-    """A run folder, or a .safetensors file."""
-    to: Annotated[Literal["timm", "torchvision", "pytorchcv", "keras"], arg(metavar="FORMAT")]
-    """Whose network it becomes. A network that the library does not build is refused, with the field that differs."""
+    """A run folder, a .safetensors file, or a network that comes with this program."""
+    to: Annotated[Literal["timm", "torchvision", "pytorchcv", "keras", "safetensors"], arg(metavar="FORMAT")]
+    """Whose network it becomes; a network that the library does not build is refused, with the field that differs. Or
+    safetensors: one file by our own names, with all that predict, evaluate and preresnet.load need."""
     out: Path
     """New file: .pth or .safetensors; .h5 for keras."""
+    stored: Annotated[Literal["float32", "float16", "bfloat16"] | None, arg(metavar="TYPE")] = None
+    """For safetensors: store weights of convolutions and the classifier as float32, float16 or bfloat16; by default as
+    they are."""
 
     def run(self) -> int:
         """Check, write and say."""
@@ -74,7 +78,16 @@ class Export:
 
         if self.out.exists():
             raise UserError(f"{self.out} is there already; give another --out")
-        model, _ = weights.load(self.run_or_weights)
+        if self.stored is not None and self.to != "safetensors":
+            raise UserError(f"--stored {self.stored} is for --to safetensors; leave it out")
+        model, kept = weights.load(self.run_or_weights)
+        if self.to == "safetensors":
+            if self.out.suffix != ".safetensors":
+                raise UserError(f"--out {self.out}: such a file is called .safetensors; give another name")
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            weights.save(self.out, model, kept | outgoing.record_of(self.run_or_weights), self.stored)
+            print(f"weights  {self.out}, {self.out.stat().st_size:,} bytes")
+            return 0
         self.out.parent.mkdir(parents=True, exist_ok=True)
         title = outgoing.write(self.out, model, self.to)
         print(f"weights  {self.out}, of a {title}")

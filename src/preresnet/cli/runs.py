@@ -159,7 +159,7 @@ class Evaluate:
     """Measure a trained network: errors by class, confusion matrix, calibration."""
 
     run_or_weights: Annotated[Positional[Path], arg(metavar="RUN|WEIGHTS")]
-    """A run folder or a .safetensors file."""
+    """A run folder, a .safetensors file, or a network that comes with this program."""
     data_root: Path | None = None
     """Folder with the official CIFAR folder in it, without which CIFAR is downloaded; or with images in val/CLASS/; or
     what an images/NETWORK was trained on. Classes are found by their names, and some may be missing."""

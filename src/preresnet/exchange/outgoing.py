@@ -1,5 +1,6 @@
 """Networks taken out: their weights by the names of other libraries, where these can express them."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -13,9 +14,12 @@ from preresnet.exchange.incoming import COUNTER, by_name, layers_of
 from preresnet.exchange.shapes import Shapes, differences, infer
 from preresnet.exchange.tables import LINEAR, TABLES, Table
 from preresnet.exchange.torch_files import SHOWN, some
+from preresnet.fields import read_json
 from preresnet.model.network import Network
 from preresnet.spec import NetSpec, UserError
-from preresnet.train import checkpoint
+from preresnet.train import checkpoint, folder
+
+RECORDED = ("name", "error_pct", "split", "num_images", "steps", "seed", "precision", "device", "versions")
 
 
 def take_out(model: Network, target: str) -> tuple[dict[str, Tensor], Table]:
@@ -96,6 +100,14 @@ def write(path: Path, model: Network, target: str) -> str:
     else:
         checkpoint.write_atomically(path, lambda partial: torch.save(kept, partial))
     return table.title
+
+
+def record_of(run: Path) -> dict[str, str]:
+    """What a file of weights says of the run that they come from: ``{"record": JSON}``, empty without a result."""
+    if not (run / folder.RESULT_FILE).is_file():
+        return {}
+    result = read_json(run / folder.RESULT_FILE, "the result")
+    return {"record": json.dumps({name: result[name] for name in RECORDED if name in result})}
 
 
 def _keras_place(layer: str) -> tuple[int, int, int]:
