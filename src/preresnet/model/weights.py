@@ -55,7 +55,7 @@ def load(path: Path) -> tuple[Network, dict[str, str]]:
     """
     file = path / WEIGHTS_FILE if path.is_dir() else path
     if not os.path.lexists(path) and (name := path.as_posix()) in packaged():
-        with resources.as_file(_file_of(name)) as found:
+        with resources.as_file(file_of(name)) as found:
             return load(found)
     if not file.is_file():
         if path.is_dir():
@@ -99,7 +99,8 @@ def packaged() -> list[str]:
     return sorted(file.name.removesuffix(".safetensors").replace("--", "/") for file in files)
 
 
-def _file_of(name: str) -> Traversable:
+def file_of(name: str) -> Traversable:
+    """Where one of `packaged` lies."""
     return resources.files("preresnet.model").joinpath(PACKAGED, f"{name.replace('/', '--')}.safetensors")
 
 
