@@ -26,7 +26,7 @@ def save(path: Path, model: Network, metadata: dict[str, str], stored: Stored | 
         model: the network.
         metadata: more text to keep with them.
         stored: as what the weights of convolutions and of the classifier are written; None: as they are. The others,
-            a hundredth of the file, stay as they are.
+            few, stay as they are.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     if stored is not None:
